@@ -1,0 +1,1 @@
+"""The contract that every part of TuneDock shares: names, model references, errors, manifests and protos. No torch."""
