@@ -1,0 +1,230 @@
+"""The engine seam: what the rest of the server may ask of whatever generates tokens.
+
+One machine: `engine.local.LocalEngine`, an `AsyncLLM` in this process. Fleet: a Ray Serve handle. Requests arrive
+resolved and leased: an engine never sees an alias, a name that a caller typed, or a database.
+
+Residency of a version inside one engine: `host` (verified, in engine dtype, in host memory) -> `slot` (in one of the
+`max_loras` places of the batch) -> `pinned` (a slot that is never taken away). Nothing here reads a file in an engine step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import Field
+from tunedock_api.manifest import Frozen, ServingProfile
+
+if TYPE_CHECKING:
+    from tunedock_registry.models.facts import BaseFacts
+
+Residency = Literal["host", "slot", "pinned"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+SseStream = AsyncGenerator[bytes, None]
+
+
+class EngineSettings(Frozen):
+    """How to start an engine. Sizes are in the unit that the name says; None means "the engine chooses"."""
+
+    model_path: Path
+    model_id: str = Field(description="public name of the base model")
+    max_loras: int = Field(default=8, ge=1, le=256, description="slots: distinct adapters in one batch")
+    max_cpu_loras: int = Field(default=32, ge=1, description="adapters in host memory; raised to max_loras if lower")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 32
+    lora_modules: tuple[str, ...] | None = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="last name parts of the modules that can carry an adapter; None: all that the engine can wrap, "
+        "embedding and lm_head too, at a cost in every step",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: int | None = Field(default=None, ge=16, description="tokens; None: what the model and memory allow")
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences in one step")
+    max_queued_requests: int = Field(default=512, ge=0, description="waiting beyond max_num_seqs; 0 refuses to wait")
+    max_num_batched_tokens: int | None = Field(default=None, ge=64, description="tokens in one step")
+    kv_cache_bytes: int | None = Field(
+        default=None, ge=1 << 20, description="None: 1 GiB on CPU, a share of memory on GPU"
+    )
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    compute_threads: int | None = Field(default=None, ge=1, description="CPU only; None: all usable cores")
+    enforce_eager: bool | None = Field(default=None, description="None: eager on CPU, graphs on GPU")
+    prefix_caching: bool = True
+    tool_parser: str | None = Field(default=None, description="vLLM tool parser; None: tool calls stay text")
+    max_n: int = Field(default=16, ge=1, description="answers for one prompt")
+    seed: int = 0
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    call_timeout_s: float = Field(default=60.0, gt=0, description="longest wait for one engine call")
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What one request runs on: an immutable version, or the base model (`digest is None`).
+
+    `public` is the name that the answer carries; `path` the version's own directory, named by its digest.
+    """
+
+    public: str
+    digest: str | None = None
+    path: Path | None = None
+    rank: int = 0
+    profile: ServingProfile | None = None
+
+    def __post_init__(self) -> None:
+        if (self.digest is None) != (self.path is None):
+            raise ValueError("a version has both a digest and a path, the base model neither")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What a started engine can do. `bytes_per_slot` is the cost of one more `max_loras` at `max_lora_rank`.
+
+    `degraded` says in one sentence what does not work as it should, or is None.
+    """
+
+    model_id: str
+    base: BaseFacts
+    max_model_len: int
+    max_loras: int
+    max_cpu_loras: int
+    max_lora_rank: int
+    lora_modules: tuple[str, ...]
+    dtype: str
+    bytes_per_slot: int
+    kv_blocks: int
+    block_size: int
+    lora_backend: Literal["tunedock-cpu", "vllm"]
+    device: str = "cpu"
+    degraded: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling of a `GenerateRequest`. `None` means the model's default, as it does over REST."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    json_schema: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation outside the OpenAI shapes. Exactly one of `messages`, `text`, `token_ids` is set.
+
+    `messages` are OpenAI chat messages and `tools` OpenAI tools as plain dictionaries.
+    """
+
+    request_id: str
+    messages: Sequence[Mapping[str, Any]] | None = None
+    text: str | None = None
+    token_ids: Sequence[int] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        if sum(prompt is not None for prompt in (self.messages, self.text, self.token_ids)) != 1:
+            raise ValueError("set exactly one of messages, text, token_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """`top` are the likeliest tokens at that place as (token id, text, logprob), best first."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateDelta:
+    """What is new for answer number `index`. Counts are totals so far; `finish_reason` is set on its last delta."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """`logprobs[i]` is ln p(token_ids[i + 1] | token_ids[: i + 1]); `top1[i]` the likeliest token at that place."""
+
+    logprobs: tuple[float, ...]
+    top1: tuple[int, ...]
+
+
+class EnginePool(Protocol):
+    """Every method raises only TuneDockError (and CancelledError). A stream must be iterated or `aclose()`d."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Valid after `start()`; stays readable while the engine is down."""
+
+    async def start(self) -> None:
+        """Starts, or starts again after death; nothing is resident afterwards. Raises BadInput, Unavailable."""
+
+    async def stop(self) -> None:
+        """Aborts what runs and ends all processes. Safe to call twice."""
+
+    def alive(self) -> bool:
+        """Cheap; False within 1 s after the engine died."""
+
+    async def stage(self, pinned: Pinned) -> None:
+        """Reads, verifies and casts beside the engine's steps; returns when the version is in host memory.
+
+        Idempotent. Raises Rejected (wrong contents), Unavailable `adapter_unavailable` (missing or unreadable files,
+        with nothing else harmed), Overloaded `adapter_queue_full` (host memory is full: unload something first).
+        """
+
+    async def load(self, pinned: Pinned) -> None:
+        """Stages if needed and puts the version into a slot, so that its first token comes as fast as its hundredth."""
+
+    async def unload(self, digest: str) -> None:
+        """Frees slot and host memory. Unknown digests are fine. Only after the last lease has gone."""
+
+    async def pin(self, digest: str) -> None:
+        """Keeps a loaded version in its slot until `unload`. Raises Conflict when it is not loaded or pins run out."""
+
+    async def residency(self) -> dict[str, Residency]:
+        """digest -> where it is, for every version that this engine holds."""
+
+    async def chat(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        """OpenAI chat completion. `body` is the caller's JSON; with `stream` the answer is SSE bytes up to `[DONE]`.
+
+        The engine applies `pinned.profile` where the body is silent. Cancelling the call or closing the stream stops
+        the generation. Raises BadInput, Unavailable (not staged, dead engine), Overloaded (engine queue full).
+        """
+
+    async def complete(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        """OpenAI text completion; otherwise as `chat`."""
+
+    def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
+        """Token deltas for transports of our own. Raises on the first iteration what `chat` raises."""
+
+    async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
+        """Log-probabilities of a given text under a version, by the serving engine itself (publish gate)."""
+
+
+def create_engine(settings: EngineSettings) -> EnginePool:
+    """The one-machine engine. Imports vLLM only here, so that everything else starts without it."""
+    from .engine.local import LocalEngine
+
+    return LocalEngine(settings)
