@@ -1,0 +1,118 @@
+"""Who is using which version right now.
+
+A request takes a lease at admission and gives it back on every path: finish, error, disconnect, cancel, `n > 1`, and a
+stream that nobody ever iterated. A version is unloaded and its files are collected only at zero leases. SGLang's lesson
+(sglang#36894): one leaked counter hangs an unload for ever, so a lease is released exactly once, however often it is
+asked to, and a lease object that is dropped without release gives itself back when it is collected.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+BASE = ""  # the key of leases on the base model
+
+
+@dataclass(eq=False)
+class Lease:
+    """One request's hold on one digest. `release` may be called any number of times."""
+
+    digest: str
+    since: float
+    _finish: weakref.finalize[[str], Lease] = field(init=False, repr=False)
+
+    def release(self) -> None:
+        self._finish()
+
+    @property
+    def held(self) -> bool:
+        return self._finish.alive
+
+
+@dataclass
+class Leases:
+    """Counts per digest. The garbage collector may call a finalizer on any thread, hence the (re-entrant) lock."""
+
+    on_release: Callable[[str], None] = lambda digest: None
+    clock: Callable[[], float] = time.monotonic
+    _counts: Counter[str] = field(default_factory=Counter)
+    _last_use: dict[str, float] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def acquire(self, digest: str | None) -> Lease:
+        key = digest or BASE
+        now = self.clock()
+        with self._lock:
+            self._counts[key] += 1
+            self._last_use[key] = now
+        lease = Lease(key, now)
+        lease._finish = weakref.finalize(lease, self._give_back, key)
+        return lease
+
+    @contextmanager
+    def hold(self, digest: str | None) -> Iterator[Lease]:
+        lease = self.acquire(digest)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def _give_back(self, key: str) -> None:
+        with self._lock:
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]
+            self._last_use[key] = self.clock()
+        self.on_release(key)
+
+    def count(self, digest: str | None) -> int:
+        return self._counts.get(digest or BASE, 0)
+
+    def total(self) -> int:
+        return sum(self._counts.values())
+
+    def in_use(self) -> set[str]:
+        """Digests with at least one lease, without the base model."""
+        return {digest for digest in self._counts if digest != BASE}
+
+    def last_use(self, digest: str) -> float | None:
+        """Monotonic seconds of the last acquire or release; None when it was never used here."""
+        return self._last_use.get(digest)
+
+    def forget(self, digest: str) -> None:
+        """Drops the last-use time of a collected version, so that memory does not grow with every version."""
+        self._last_use.pop(digest, None)
+
+
+class LeasedStream:
+    """An answer's bytes together with its lease. Closing releases, also when nothing was ever read."""
+
+    def __init__(self, source: AsyncIterator[bytes], release: Callable[[], None]) -> None:
+        self._source = source
+        self._finish = weakref.finalize(self, release)
+
+    def __aiter__(self) -> LeasedStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._source)
+        except BaseException:
+            # StopAsyncIteration too: the answer is over, whichever way.
+            self._finish()
+            raise
+
+    async def aclose(self) -> None:
+        """Stops the generation, then releases. Safe to call twice."""
+        try:
+            close = getattr(self._source, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            self._finish()

@@ -1,0 +1,96 @@
+"""Everything `tunedock serve` can be told. Flags win over `TUNEDOCK_*` in the environment, which wins over these defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .pool import EngineSettings
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class GateSettings(BaseSettings):
+    """When the publish gate says that the engine reproduces what the trainer saw. Log-probabilities are in nats."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNEDOCK_GATE_", frozen=True, extra="forbid")
+
+    max_mean_abs_diff: float = Field(default=0.15, gt=0, description="mean |engine - trainer| over all probe tokens")
+    min_top1_agreement: float = Field(default=0.9, ge=0, le=1, description="share of tokens with the same best token")
+    min_effect: float = Field(default=1e-3, ge=0, description="mean |adapter - base|; 0 lets a no-op pass")
+    shift_tolerance: float = Field(
+        default=0.35, gt=0, description="how far the slope of engine shift over trainer shift may be from 1"
+    )
+    min_shift: float = Field(default=0.02, ge=0, description="trainer shifts below this are too small for a slope")
+    timeout_s: float = Field(default=120.0, gt=0, description="longest check of one version")
+    concurrency: int = Field(default=8, ge=1, description="probe examples scored at once")
+
+
+class Settings(BaseSettings):
+    """Frozen; unknown keys are refused. Durations end in `_s`, sizes in `_bytes`; "0 disables" where it says so."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNEDOCK_", frozen=True, extra="forbid")
+
+    model: str = DEFAULT_MODEL
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
+    grpc_port: int = Field(default=8001, ge=0, le=65535, description="0 takes a free one")
+    home: str | None = None
+    database_url: str | None = None
+    store_url: str | None = None
+    trainer: bool = Field(default=True, description="run a trainer process beside the server")
+    api_key: str | None = Field(default=None, repr=False, description="bootstrap admin key; set: authentication is on")
+    insecure_no_auth: bool = Field(default=False, description="allow a non-loopback host without authentication")
+
+    # Engine. `EngineSettings` says what each one means.
+    max_loras: int = 8
+    max_cpu_loras: int = 32
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 32
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    compute_threads: int | None = None
+    enforce_eager: bool | None = None
+    tool_parser: str | None = None
+
+    # Admission
+    max_inflight: int = Field(default=512, ge=1, description="requests admitted at once; more get 503")
+    max_waiting_per_adapter: int = Field(
+        default=256, ge=1, description="requests waiting for one adapter; more get 429"
+    )
+    adapter_wait_s: float = Field(default=20.0, gt=0, description="longest wait for a slot or a load, then 503")
+    slot_patience_s: float = Field(
+        default=1.0, gt=0, description="a waiting adapter older than this takes a busy slot's turn"
+    )
+    request_timeout_s: float = Field(default=900.0, gt=0, description="longest life of one request")
+    write_timeout_s: float = Field(default=60.0, gt=0, description="a stream's reader may stall this long")
+    max_request_bytes: int = Field(default=4 << 20, ge=1024, description="JSON bodies")
+    max_upload_bytes: int = Field(default=512 << 20, ge=1024, description="one file of POST /v1/files")
+    max_adapter_bytes: int = Field(default=4 << 30, ge=1024, description="one published adapter")
+    max_completion_tokens: int = Field(default=32_768, ge=1, description="cap of max_tokens of one request")
+
+    # Lifecycle
+    poll_s: float = Field(default=0.25, gt=0, description="how often the registry's change counter is read")
+    drain_grace_s: float = Field(default=0.0, ge=0, description="after SIGTERM, serve on this long before refusing")
+    drain_timeout_s: float = Field(default=60.0, ge=0, description="then wait this long for requests in flight")
+    collect_every_s: float = Field(default=30.0, gt=0, description="retired versions and expired files are collected")
+    collect_grace_s: float = Field(default=60.0, ge=0, description="files outlive their last use by this")
+    engine_restarts: int = Field(default=5, ge=0, description="deaths within engine_window_s before giving up")
+    engine_window_s: float = Field(default=600.0, gt=0)
+
+    def authenticated(self) -> bool:
+        return bool(self.api_key)
+
+    def engine(self, model_path: str, model_id: str) -> EngineSettings:
+        """The engine's part of these settings."""
+        names = (
+            "max_loras", "max_cpu_loras", "max_lora_rank", "dtype", "max_model_len", "max_num_seqs", "kv_cache_bytes",
+            "gpu_memory_utilization", "compute_threads", "enforce_eager", "tool_parser",
+        )  # fmt: skip
+        chosen = {name: getattr(self, name) for name in names}
+        return EngineSettings.model_validate({"model_path": model_path, "model_id": model_id, **chosen})
