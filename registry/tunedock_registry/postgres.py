@@ -1,0 +1,61 @@
+"""PostgreSQL: one writer at a time by an advisory lock, readers on a snapshot."""
+
+from __future__ import annotations
+
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+from tunedock_api.errors import BadInput
+
+from .engines import Engines, Fault
+
+LOCK_TIMEOUT_S = 30
+# Any constant will do; it only has to be ours ("tune" in ASCII).
+WRITER_LOCK = 0x74756E65
+_LOCK = "tunedock_lock"
+
+_BUSY = ("55P03", "40001", "40P01")  # lock timeout, serialization failure, deadlock
+_DOWN = ("08", "53", "57", "58")  # connection lost, no resources, shut down, system error
+
+_SETTINGS = {
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+    # A writer whose machine vanished must not keep the lock.
+    "idle_in_transaction_session_timeout": "60s",
+    "synchronous_commit": "on",
+}
+
+
+def connect(url: URL) -> Engines:
+    options = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+    try:
+        engine = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args={"options": options, "connect_timeout": 10},
+            pool_size=8,
+            max_overflow=24,
+            pool_pre_ping=True,
+        )
+    except ModuleNotFoundError as error:
+        raise BadInput("PostgreSQL needs one more package: pip install 'tunedock[postgres]'.") from error
+    event.listen(engine, "begin", _on_begin)
+    return Engines(
+        reader=engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
+        writer=engine.execution_options(**{_LOCK: True}),
+        fault=fault,
+    )
+
+
+def fault(error: DBAPIError) -> Fault | None:
+    """By SQLSTATE (PostgreSQL documentation, appendix A)."""
+    state: str = getattr(error.orig, "sqlstate", None) or ""
+    if state == "53100":
+        return Fault.FULL
+    if state in _BUSY:
+        return Fault.BUSY
+    # Without a state: the driver could not even talk to the server.
+    lost = isinstance(error, OperationalError) and not state
+    return Fault.DOWN if lost or error.connection_invalidated or state[:2] in _DOWN else None
+
+
+def _on_begin(connection: Connection) -> None:
+    if connection.get_execution_options().get(_LOCK):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")

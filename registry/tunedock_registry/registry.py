@@ -1,0 +1,59 @@
+"""The front door of the registry: one object that holds its parts. Everything here is synchronous."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from .blobs import Blobs, open_blobs
+from .clock import Clock
+from .db import Database, open_database
+from .durable import DurableFS
+from .files import Files
+from .jobs import Jobs
+from .layout import Home
+from .migrate import migrate
+from .staging import Staging
+from .tables.base import ChangeCounter
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The only durable state: files, jobs, events, adapters, versions, aliases, blobs."""
+
+    home: Home
+    db: Database
+    blobs: Blobs
+    files: Files
+    jobs: Jobs
+
+    @classmethod
+    def open(
+        cls,
+        home: Home,
+        *,
+        database_url: str | None = None,
+        clock: Clock | None = None,
+        fs: DurableFS | None = None,
+    ) -> Registry:
+        """Creates what is missing and migrates the schema. `database_url` None means TUNEDOCK_DATABASE_URL, and without
+        that SQLite under `home`.
+
+        Raises BadInput when the home cannot be written or the schema is newer than this release.
+        """
+        home.create()
+        clock, fs = clock or Clock(), fs or DurableFS()
+        db = open_database(home.db_path, database_url or os.environ.get("TUNEDOCK_DATABASE_URL"))
+        migrate(db)
+        blobs = open_blobs(home, fs)
+        return cls(home, db, blobs, Files(db, blobs, Staging(fs, home.tmp), clock), Jobs(db, clock))
+
+    def change_counter(self) -> int:
+        """Rises with every committed write that a server must notice: versions, aliases, pins, a job's status."""
+        with self.db.read() as session:
+            return session.scalars(select(ChangeCounter.value)).one()
+
+    def close(self) -> None:
+        self.db.close()

@@ -1,0 +1,81 @@
+"""SQLite: how connections are opened, when they lock, what their errors mean."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from .engines import Engines, Fault
+
+BUSY_TIMEOUT_S = 30
+_BEGIN = "tunedock_begin"
+
+_FAULTS = {
+    sqlite3.SQLITE_FULL: Fault.FULL,
+    sqlite3.SQLITE_BUSY: Fault.BUSY,
+    sqlite3.SQLITE_LOCKED: Fault.BUSY,
+    sqlite3.SQLITE_IOERR: Fault.DOWN,
+    sqlite3.SQLITE_CANTOPEN: Fault.DOWN,
+    sqlite3.SQLITE_READONLY: Fault.DOWN,
+    sqlite3.SQLITE_CORRUPT: Fault.DOWN,
+    sqlite3.SQLITE_NOTADB: Fault.DOWN,
+}
+
+
+def wal_is_safe(version: tuple[int, int, int]) -> bool:
+    """False where two connections can corrupt a WAL database (3.7.0 to 3.51.2, sqlite.org/wal.html, "WAL-reset bug").
+
+    The fix was carried back to 3.50.7 and 3.44.6; 3.52.0 was withdrawn.
+    """
+    if version[:2] == (3, 44):
+        return version >= (3, 44, 6)
+    if version[:2] == (3, 50):
+        return version >= (3, 50, 7)
+    return version >= (3, 51, 3) and version[:2] != (3, 52)
+
+
+def journal_pragmas(version: tuple[int, int, int]) -> tuple[str, str]:
+    """Both pairs keep an acknowledged commit through a power cut. EXTRA also syncs the journal's directory entry."""
+    return ("WAL", "FULL") if wal_is_safe(version) else ("DELETE", "EXTRA")
+
+
+def connect(path: Path) -> Engines:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        pool_size=8,
+        max_overflow=24,
+        pool_timeout=BUSY_TIMEOUT_S,
+    )
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return Engines(
+        reader=engine,
+        # IMMEDIATE: a transaction that reads first and writes later would otherwise fail instead of waiting.
+        writer=engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"}),
+        fault=fault,
+    )
+
+
+def fault(error: DBAPIError) -> Fault | None:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return None if code is None else _FAULTS.get(code & 0xFF)
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    # The driver would open transactions by itself, and too late; `_on_begin` does it.
+    connection.isolation_level = None
+    journal, synchronous = journal_pragmas(sqlite3.sqlite_version_info)
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA journal_mode={journal}")
+    cursor.execute(f"PRAGMA synchronous={synchronous}")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _on_begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
