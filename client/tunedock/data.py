@@ -20,7 +20,9 @@ _IN_MEMORY_BYTES = 8 << 20
 
 @runtime_checkable
 class Frame(Protocol):
-    """What we need of a pandas frame."""
+    """What we need of a pandas frame, and what tells it from a `datasets.Dataset`."""
+
+    def iterrows(self) -> Any: ...
 
     def to_dict(self, orient: str) -> list[dict[str, Any]]: ...
 
