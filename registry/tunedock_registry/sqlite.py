@@ -43,13 +43,13 @@ def journal_pragmas(version: tuple[int, int, int]) -> tuple[str, str]:
     return ("WAL", "FULL") if wal_is_safe(version) else ("DELETE", "EXTRA")
 
 
-def connect(path: Path) -> Engines:
+def connect(path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engines:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": BUSY_TIMEOUT_S},
+        connect_args={"timeout": busy_timeout_s},
         pool_size=8,
         max_overflow=24,
-        pool_timeout=BUSY_TIMEOUT_S,
+        pool_timeout=busy_timeout_s,
     )
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -47,7 +47,8 @@ class Staging:
                 staged = self._fill(path, file, chunks, max_bytes)
             yield staged
         finally:
-            with typed_io():
+            # One that cannot be removed now is garbage for the collector, not the caller's failure.
+            with suppress(OSError):
                 self.fs.unlink(path)
 
     def _fill(self, path: Path, file: BinaryIO, chunks: Iterable[bytes], max_bytes: int | None) -> Staged:

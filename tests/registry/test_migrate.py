@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+from tunedock_api.errors import BadInput
+from tunedock_registry.db import Database, open_database
+from tunedock_registry.migrate import downgrade, migrate
+from tunedock_registry.tables import Base
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Database:
+    return open_database(tmp_path / "tunedock.db")
+
+
+def tables(db: Database) -> set[str]:
+    with db.read() as session:
+        return set(inspect(session.connection()).get_table_names()) - {"alembic_version"}
+
+
+def test_the_migrated_schema_is_the_one_the_classes_describe(db: Database) -> None:
+    migrate(db)
+    with db.read() as session:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_migrations_go_down_to_nothing_and_up_again(db: Database) -> None:
+    migrate(db)
+    full = tables(db)
+    assert full == set(Base.metadata.tables)
+    downgrade(db, "base")
+    assert tables(db) == set()
+    migrate(db)
+    assert tables(db) == full
+
+
+def test_every_single_migration_can_be_undone(db: Database) -> None:
+    migrate(db)
+    while tables(db):
+        before = tables(db)
+        downgrade(db, "-1")
+        assert tables(db) < before
+
+
+def test_a_schema_of_a_newer_release_is_refused_with_what_to_do(db: Database) -> None:
+    migrate(db)
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(BadInput, match=r"schema 9999.*pip install --upgrade tunedock"):
+        migrate(db)
+
+
+def test_a_failing_migration_leaves_the_old_schema(db: Database) -> None:
+    with db.write() as session:
+        session.execute(text("CREATE TABLE job_events (x INTEGER)"))
+    with pytest.raises(Exception, match="already exists"):
+        migrate(db)
+    assert tables(db) == {"job_events"}
+
+
+def test_processes_that_open_a_fresh_home_together_all_succeed(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from tunedock_registry.layout import Home
+from tunedock_registry.registry import Registry
+Registry.open(Home(Path({str(tmp_path / "home")!r})))
+"""
+    children = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
+    for child in children:
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 0, errors.decode()

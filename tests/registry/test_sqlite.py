@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from tunedock_api.errors import Unavailable
+from tunedock_registry import sqlite
+from tunedock_registry.db import Database, open_database
+from tunedock_registry.migrate import migrate
+from tunedock_registry.tables.base import ChangeCounter, bump
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Database:
+    db = open_database(tmp_path / "tunedock.db")
+    migrate(db)
+    return db
+
+
+def counter(db: Database) -> int:
+    with db.read() as session:
+        return session.scalars(select(ChangeCounter.value)).one()
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        ((3, 40, 1), False),
+        ((3, 44, 5), False),
+        ((3, 44, 6), True),
+        ((3, 45, 0), False),
+        ((3, 50, 6), False),
+        ((3, 50, 7), True),
+        ((3, 51, 2), False),
+        ((3, 51, 3), True),
+        ((3, 52, 0), False),
+        ((3, 53, 4), True),
+    ],
+)
+def test_wal_is_used_only_where_it_cannot_corrupt(version: tuple[int, int, int], safe: bool) -> None:
+    assert sqlite.wal_is_safe(version) is safe
+    assert sqlite.journal_pragmas(version) == (("WAL", "FULL") if safe else ("DELETE", "EXTRA"))
+
+
+def test_every_connection_has_the_durable_settings(db: Database) -> None:
+    journal, synchronous = sqlite.journal_pragmas(sqlite3.sqlite_version_info)
+    with db.read() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == journal.lower()
+        assert session.scalar(text("PRAGMA synchronous")) == {"FULL": 2, "EXTRA": 3}[synchronous]
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+        assert session.scalar(text("PRAGMA busy_timeout")) == 30_000
+
+
+def test_a_write_that_raises_leaves_nothing(db: Database) -> None:
+    def half() -> None:
+        with db.write() as session:
+            bump(session)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half()
+    assert counter(db) == 0
+
+
+def test_writers_take_turns_and_lose_no_update(db: Database) -> None:
+    def read_then_write() -> None:
+        for _ in range(10):
+            with db.write() as session:
+                row = session.scalars(select(ChangeCounter)).one()
+                row.value += 1
+
+    threads = [threading.Thread(target=read_then_write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter(db) == 40
+
+
+def test_a_reader_keeps_its_view_while_others_want_to_write(db: Database) -> None:
+    with db.read() as session:
+        before = session.scalars(select(ChangeCounter.value)).one()
+        writer = threading.Thread(target=lambda: _bump(db))
+        writer.start()
+        assert session.scalars(select(ChangeCounter.value)).one() == before
+    writer.join()
+    assert counter(db) == before + 1
+
+
+def _bump(db: Database) -> None:
+    with db.write() as session:
+        bump(session)
+
+
+def test_a_full_disk_is_a_typed_error_and_nothing_is_torn(db: Database) -> None:
+    def fill() -> None:
+        with db.write() as session:
+            bump(session)
+            connection = session.connection()
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+            connection.exec_driver_sql("CREATE TABLE big (x)")
+            connection.exec_driver_sql("INSERT INTO big VALUES (zeroblob(1000000))")
+
+    with pytest.raises(Unavailable) as caught:
+        fill()
+    assert caught.value.code == "storage_full"
+    assert "disk is full" in caught.value.message
+    assert counter(db) == 0
+
+
+def test_a_database_held_too_long_by_another_process_is_a_typed_error(tmp_path: Path) -> None:
+    db = Database(sqlite.connect(tmp_path / "tunedock.db", busy_timeout_s=0.05))
+    migrate(db)
+    other = sqlite3.connect(tmp_path / "tunedock.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Unavailable) as caught, db.write() as session:
+        bump(session)
+    assert (caught.value.code, caught.value.retry_after_s) == ("storage_unavailable", 1.0)
+    other.execute("ROLLBACK")
+    _bump(db)
+    assert counter(db) == 1
+
+
+def test_a_file_that_is_no_database_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "tunedock.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(Unavailable) as caught:
+        migrate(open_database(tmp_path / "tunedock.db"))
+    assert caught.value.code == "storage_unavailable"
