@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
+from .adapters.folders import LocalFolders
+from .adapters.store import Adapters
 from .blobs import Blobs, open_blobs
 from .clock import Clock
 from .db import Database, open_database
@@ -28,6 +30,7 @@ class Registry:
     blobs: Blobs
     files: Files
     jobs: Jobs
+    adapters: Adapters
 
     @classmethod
     def open(
@@ -48,7 +51,9 @@ class Registry:
         db = open_database(home.db_path, database_url or os.environ.get("TUNEDOCK_DATABASE_URL"))
         migrate(db)
         blobs = open_blobs(home, fs)
-        return cls(home, db, blobs, Files(db, blobs, Staging(fs, home.tmp), clock), Jobs(db, clock))
+        adapters = Adapters(db, LocalFolders(home, fs, clock.wall), clock)
+        files = Files(db, blobs, Staging(fs, home.tmp), clock)
+        return cls(home, db, blobs, files, Jobs(db, clock), adapters)
 
     def change_counter(self) -> int:
         """Rises with every committed write that a server must notice: versions, aliases, pins, a job's status."""

@@ -1,0 +1,151 @@
+"""Takes versions through their states, and out of service: retire, delete, collect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from tunedock_api.errors import Conflict
+
+from ..records import VersionRecord, VersionState
+from ..tables.adapters import AdapterRow, AliasRow, VersionRow
+from ..tables.base import bump
+from .aliases import plan_move
+from .publishing import Publishing
+from .rows import aliases_using, find_adapter, find_version, load_manifest, move_of, version_record, versions_query
+from .versions import LIVE, STORED, changes
+
+
+class Lifecycle(Publishing):
+    def set_state(
+        self,
+        version_id: int,
+        to: VersionState,
+        reason: str | None = None,
+        parity: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> VersionRecord:
+        """The gate's verdict. Saying it again changes nothing. `metrics` are added to those that are there.
+
+        Raises NotFound; Conflict: `invalid_state` for a step that does not exist, `version_in_use` for leaving `ready`
+        while an alias points there.
+        """
+        with self._db.write() as session:
+            row, adapter = find_version(session, version_id)
+            record = _full(row, adapter)
+            if not changes(record.ref, record.state, to):
+                return record
+            if record.state == "ready":
+                _check_unused(session, row, record.ref)
+            self._enter(row, to, reason)
+            row.parity = row.parity if parity is None else parity
+            row.metrics = {**row.metrics, **(metrics or {})}
+            bump(session)
+            return _full(row, adapter)
+
+    def set_pin(self, version_id: int, pinned: bool) -> VersionRecord:
+        """Whether servers keep the version in a slot. Raises NotFound; Conflict (`version_not_ready`)."""
+        with self._db.write() as session:
+            row, adapter = find_version(session, version_id)
+            record = _full(row, adapter)
+            if pinned and record.state != "ready":
+                raise Conflict(
+                    f"{record.ref} is {record.state}: only a ready version can be pinned.", "version_not_ready"
+                )
+            if row.pinned != pinned:
+                row.pinned = pinned
+                bump(session)
+            return _full(row, adapter)
+
+    def retire(self, version_id: int, reason: str = "") -> VersionRecord:
+        """Stops offering a version: no new requests from the next snapshot on. Its files go with `collect`.
+
+        Raises NotFound; Conflict: `version_in_use` while an alias points to it.
+        """
+        with self._db.write() as session:
+            row, adapter = find_version(session, version_id)
+            record = _full(row, adapter)
+            if record.state == "retired" or not changes(record.ref, record.state, "retiring"):
+                return record
+            _check_unused(session, row, record.ref)
+            self._enter(row, "retiring", reason or None)
+            bump(session)
+            return _full(row, adapter)
+
+    def delete_adapter(self, project: str, name: str, actor: str = "", reason: str = "") -> None:
+        """Deletes all aliases and retires all versions. The name may be used again; its numbers go on. Raises NotFound."""
+        with self._db.write() as session:
+            adapter = find_adapter(session, project, name)
+            for alias in session.scalars(select(AliasRow).where(AliasRow.adapter_seq == adapter.seq)).all():
+                move = plan_move(f"{name}@{alias.alias}", move_of(alias), (), None)
+                if move is not None:
+                    self._apply(session, adapter, alias.alias, alias, move, actor, reason)
+            live = (VersionRow.adapter_seq == adapter.seq, VersionRow.state.in_(LIVE))
+            now = self._clock.now()
+            session.execute(update(VersionRow).where(*live).values(state="retiring", state_at=now, pinned=False))
+            adapter.deleted_at = now
+            bump(session)
+
+    def retiring(self) -> Sequence[VersionRecord]:
+        """Versions that wait for their last lease and the grace time."""
+        return self.in_state("retiring")
+
+    def collect(self, in_use: Set[str] = frozenset(), grace_s: float = 300.0) -> Sequence[VersionRecord]:
+        """Removes the files of versions that have been retiring for `grace_s`, and whatever crashes have left behind.
+
+        `in_use` are the digests that this server has leased or loaded; give `grace_s` more time than a request may take,
+        for the sake of other servers. Returns the versions that are `retired` now.
+        """
+        retired = [self._retire_one(version_id) for version_id in self._due(in_use, grace_s)]
+        for digest, age_s in list(self._folders.stored()):
+            if age_s >= grace_s and digest not in in_use:
+                with self._db.write() as session:
+                    self._remove_unless_stored(session, digest)
+        self._folders.sweep(grace_s)
+        return [record for record in retired if record is not None]
+
+    def _due(self, in_use: Set[str], grace_s: float) -> Sequence[int]:
+        deadline = self._clock.now() - grace_s
+        with self._db.read() as session:
+            query = select(VersionRow.seq, VersionRow.digest).where(
+                VersionRow.state == "retiring", VersionRow.state_at <= deadline
+            )
+            return [version_id for version_id, digest in session.execute(query) if digest not in in_use]
+
+    def _retire_one(self, version_id: int) -> VersionRecord | None:
+        with self._db.write() as session:
+            row, adapter = session.execute(versions_query().where(VersionRow.seq == version_id)).one()
+            if row.state != "retiring":
+                return None
+            self._enter(row, "retired", row.reason)
+            session.flush()
+            self._remove_unless_stored(session, row.digest)
+            bump(session)
+            return version_record(row, adapter, load_manifest(row, probe=False))
+
+    def _remove_unless_stored(self, session: Session, digest: str) -> None:
+        """Inside the write transaction: nobody can publish the same bytes meanwhile. Removing is one rename."""
+        query = select(VersionRow.seq).where(VersionRow.digest == digest, VersionRow.state.in_(STORED)).limit(1)
+        if session.scalar(query) is None:
+            self._folders.remove(digest)
+
+    def _enter(self, row: VersionRow, state: VersionState, reason: str | None) -> None:
+        row.state, row.state_at, row.reason = state, self._clock.now(), reason
+        if state != "ready":
+            row.pinned = False
+
+
+def _full(row: VersionRow, adapter: AdapterRow) -> VersionRecord:
+    return version_record(row, adapter, load_manifest(row, probe=True))
+
+
+def _check_unused(session: Session, row: VersionRow, ref: str) -> None:
+    aliases = aliases_using(session, row)
+    if aliases:
+        raise Conflict(
+            f"{ref} is the target of alias {', '.join(aliases)}: move or delete the alias first.",
+            "version_in_use",
+            details={"aliases": aliases},
+        )

@@ -1,0 +1,42 @@
+"""A registry with a tiny base model, for tests about adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunedock_registry.records import Target, VersionRecord
+from tunedock_registry.registry import Registry
+
+from .adapters import facts, make_prepared, write_base
+from .registry import FakeTime, open_registry
+
+
+@dataclass
+class Shelf:
+    """A registry and a base model, with short words for what tests do all the time."""
+
+    registry: Registry
+    folder: Path
+    time: FakeTime
+
+    @classmethod
+    def open(cls, folder: Path, database_url: str | None = None) -> Shelf:
+        time = FakeTime()
+        registry = open_registry(folder / "home", time, database_url=database_url)
+        if not (folder / "base").exists():
+            write_base(folder / "base")
+        return cls(registry, folder, time)
+
+    def publish(self, name: str = "support", seed: int = 1) -> VersionRecord:
+        """Published, not yet ready."""
+        source = make_prepared(self.folder / f"lora-{seed}", facts(self.folder / "base"), seed)
+        return self.registry.adapters.publish("default", name, source, origin="imported")
+
+    def ready(self, name: str = "support", seed: int = 1) -> VersionRecord:
+        version = self.publish(name, seed)
+        self.registry.adapters.set_state(version.id, "verifying")
+        return self.registry.adapters.set_state(version.id, "ready", parity={"checked": True})
+
+    def promote(self, number: int, name: str = "support", alias: str = "production") -> None:
+        self.registry.adapters.set_alias("default", name, alias, [Target(number)])
