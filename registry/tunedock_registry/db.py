@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from tunedock_api.errors import BadInput, Unavailable
@@ -53,6 +53,11 @@ class Database:
     def _typed(self) -> Iterator[None]:
         try:
             yield
+        except DataError as error:
+            # PostgreSQL only, for instance a NUL character or an over-long text.
+            raise BadInput(
+                "A text or number in the request cannot be stored: shorten it, or remove NUL characters."
+            ) from error
         except DBAPIError as error:
             fault = self.engines.fault(error)
             if fault is None:

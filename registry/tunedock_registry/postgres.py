@@ -17,15 +17,16 @@ _BUSY = ("55P03", "40001", "40P01")  # lock timeout, serialization failure, dead
 _DOWN = ("08", "53", "57", "58")  # connection lost, no resources, shut down, system error
 
 _SETTINGS = {
-    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     # A writer whose machine vanished must not keep the lock.
     "idle_in_transaction_session_timeout": "60s",
     "synchronous_commit": "on",
 }
 
 
-def connect(url: URL) -> Engines:
-    options = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+def connect(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engines:
+    """Raises BadInput when the driver is not installed. Connections are made when first used."""
+    settings = _SETTINGS | {"lock_timeout": f"{int(lock_timeout_s * 1000)}ms"}
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     try:
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),

@@ -1,11 +1,39 @@
+"""Every test that takes `registry` runs on SQLite and on a real PostgreSQL."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from support.postgres import Postgres, running_postgres
 from support.registry import FakeTime, open_registry
+from tunedock_registry.db import open_database
+from tunedock_registry.migrate import migrate
 from tunedock_registry.registry import Registry
+from tunedock_registry.tables import Base
+
+BACKENDS = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgres: Postgres) -> Iterator[str]:
+    """The URL of a migrated database that the tests of one run share, one after the other."""
+    url = postgres.create_database("tunedock_shared")
+    db = open_database(Path(), url)
+    migrate(db)
+    db.close()
+    yield url
+    postgres.drop_database("tunedock_shared")
 
 
 @pytest.fixture
@@ -14,7 +42,49 @@ def time() -> FakeTime:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, time: FakeTime) -> Iterator[Registry]:
-    registry = open_registry(tmp_path / "home", time)
-    yield registry
-    registry.close()
+def home_root() -> Iterator[Path]:
+    """A folder in memory where there is one: the calls are the same, and syncing a thousand commits costs nothing."""
+    memory = Path("/dev/shm")  # noqa: S108
+    root = Path(tempfile.mkdtemp(prefix="td-home-", dir=memory if memory.is_dir() else None))
+    yield root / "home"
+    shutil.rmtree(root)
+
+
+@pytest.fixture(params=BACKENDS)
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """None means SQLite under the home; otherwise an empty, migrated PostgreSQL database."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("shared_database")
+    _empty(url)
+    return url
+
+
+def _empty(url: str) -> None:
+    db = open_database(Path(), url)
+    with db.write() as session:
+        names = ", ".join(name for name in Base.metadata.tables if name != "change_counter")
+        session.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+    db.close()
+
+
+Open = Callable[[], Registry]
+
+
+@pytest.fixture
+def reopen(home_root: Path, database_url: str | None, time: FakeTime) -> Iterator[Open]:
+    """Opens the same registry once more, as another process would."""
+    opened: list[Registry] = []
+
+    def open_again() -> Registry:
+        opened.append(open_registry(home_root, time, database_url=database_url))
+        return opened[-1]
+
+    yield open_again
+    for registry in opened:
+        registry.close()
+
+
+@pytest.fixture
+def registry(reopen: Open) -> Registry:
+    return reopen()

@@ -166,16 +166,16 @@ def test_an_idempotency_key_stands_for_one_file(registry: Registry) -> None:
     assert caught.value.code == "idempotency_conflict"
 
 
-def _steps(tmp_path: Path) -> int:
-    return every_step(lambda fs: add_file(open_registry(tmp_path / "count", fs=fs)))
+def _steps(home_root: Path) -> int:
+    return every_step(lambda fs: add_file(open_registry(home_root / "count", fs=fs)))
 
 
 @pytest.mark.parametrize(("error", "code"), [(DISK_FULL, "storage_full"), (IO_ERROR, "storage_unavailable")])
-def test_a_failing_disk_is_a_typed_error_at_every_step(tmp_path: Path, error: int, code: str) -> None:
-    steps = _steps(tmp_path)
+def test_a_failing_disk_is_a_typed_error_at_every_step(home_root: Path, error: int, code: str) -> None:
+    steps = _steps(home_root)
     assert steps >= 8
     for step in range(1, steps):
-        registry = open_registry(tmp_path / f"{step}", fs=FaultyFS(step, error))
+        registry = open_registry(home_root / f"{step}", fs=FaultyFS(step, error))
         with pytest.raises(Unavailable) as caught:
             add_file(registry)
         assert caught.value.code == code
@@ -184,16 +184,16 @@ def test_a_failing_disk_is_a_typed_error_at_every_step(tmp_path: Path, error: in
         assert add_file(registry).size_bytes == 3
 
 
-def test_a_private_file_that_cannot_be_removed_is_not_the_callers_failure(tmp_path: Path) -> None:
-    fs = FaultyFS(_steps(tmp_path), IO_ERROR)
-    registry = open_registry(tmp_path / "home", fs=fs)
+def test_a_private_file_that_cannot_be_removed_is_not_the_callers_failure(home_root: Path) -> None:
+    fs = FaultyFS(_steps(home_root), IO_ERROR)
+    registry = open_registry(home_root / "home", fs=fs)
     assert add_file(registry).size_bytes == 3
     assert fs.calls[-1] == "unlink"
 
 
-def test_a_crash_at_any_step_leaves_the_file_whole_or_absent(tmp_path: Path) -> None:
-    for step in range(1, _steps(tmp_path) + 1):
-        root = tmp_path / f"{step}"
+def test_a_crash_at_any_step_leaves_the_file_whole_or_absent(home_root: Path) -> None:
+    for step in range(1, _steps(home_root) + 1):
+        root = home_root / f"{step}"
         with pytest.raises(Crash):
             add_file(open_registry(root, fs=FaultyFS(step)))
         registry = open_registry(root)

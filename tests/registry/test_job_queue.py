@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from support.registry import FakeTime, claimed_job, open_registry, queued_job
+from support.registry import FakeTime, claimed_job, queued_job
 from tunedock_api.errors import Conflict
 from tunedock_registry import job_writes
 from tunedock_registry.job_queue import MAX_ATTEMPTS
@@ -273,10 +272,9 @@ def test_a_worker_seen_dying_loses_its_jobs_at_once_and_no_others(registry: Regi
     assert registry.jobs.heartbeat(other) is Control.CONTINUE
 
 
-def test_two_processes_on_one_home_see_each_others_jobs(registry: Registry, time: FakeTime) -> None:
-    other = open_registry(Path(registry.home.root), time)
+def test_two_openers_of_one_registry_see_each_others_jobs(registry: Registry, reopen: Callable[[], Registry]) -> None:
     job = queued_job(registry)
-    claim = other.jobs.claim("w")
+    claim = reopen().jobs.claim("w")
     assert claim is not None
     assert claim.job.id == job.id
     assert registry.jobs.find(job.id).status == "running"

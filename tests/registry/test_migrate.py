@@ -2,21 +2,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
+from support.postgres import Postgres
 from tunedock_api.errors import BadInput
 from tunedock_registry.db import Database, open_database
 from tunedock_registry.migrate import downgrade, migrate
 from tunedock_registry.tables import Base
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, home_root: Path) -> Iterator[str]:
+    """An empty database of its own."""
+    if request.param == "sqlite":
+        home_root.mkdir()
+        yield f"sqlite:///{home_root}/tunedock.db"
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    yield postgres.create_database("tunedock_migrate")
+    postgres.drop_database("tunedock_migrate")
+
+
 @pytest.fixture
-def db(tmp_path: Path) -> Database:
-    return open_database(tmp_path / "tunedock.db")
+def db(url: str) -> Iterator[Database]:
+    db = open_database(Path(), url)
+    yield db
+    db.close()
 
 
 def tables(db: Database) -> set[str]:
@@ -65,14 +81,14 @@ def test_a_failing_migration_leaves_the_old_schema(db: Database) -> None:
     assert tables(db) == {"job_events"}
 
 
-def test_processes_that_open_a_fresh_home_together_all_succeed(tmp_path: Path) -> None:
+def test_processes_that_open_a_fresh_registry_together_all_succeed(url: str, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from tunedock_registry.layout import Home
 from tunedock_registry.registry import Registry
-Registry.open(Home(Path({str(tmp_path / "home")!r})))
+Registry.open(Home(Path({str(tmp_path / "home")!r})), database_url={url!r})
 """
-    children = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
+    children = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
     for child in children:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 0, errors.decode()
