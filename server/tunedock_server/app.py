@@ -1,0 +1,206 @@
+"""Puts a server together and runs it. The only place where the parts know each other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+from tunedock_registry.adapters.snapshot import Snapshot
+from tunedock_registry.registry import Registry
+
+from .catalog import Catalog
+from .gate.runner import Gate
+from .http import adapters as adapter_routes
+from .http import errors
+from .http import files as file_routes
+from .http import inference as inference_routes
+from .http import models as model_routes
+from .http import ops as ops_routes
+from .http.auth import Authenticator
+from .http.context import RequestContext
+from .http.routing import Routes, check_all_guarded
+from .keeper import EngineKeeper
+from .leases import Leases
+from .metrics import Metrics, Reading
+from .pool import EnginePool
+from .residency.reconcile import Reconciler
+from .residency.residents import ResidencyLimits, Residents
+from .services.adapters import AdapterService
+from .services.capacity import capacity
+from .services.files import FileService, FileValidator
+from .services.inference import Admission, Inference
+from .services.models import ModelService
+from .services.promotion import Promotion
+from .services.requests import RequestCaps
+from .settings import GateSettings, Settings
+from .supervisor import Supervisor
+from .watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One server: its parts, its background tasks, its end. Transports are built on its services."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        pool: EnginePool,
+        base_model: str,
+        *,
+        gate_settings: GateSettings | None = None,
+        trainer: Supervisor | None = None,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.pool = pool
+        self.trainer = trainer
+        self.leases = Leases()
+        self.catalog = Catalog(registry, base_model)
+        self.residents = Residents(pool, _limits(settings))
+        self.reconciler = Reconciler(self.residents, self.catalog.pinned)
+        self.keeper = EngineKeeper(
+            pool, self._restore, max_deaths=settings.engine_restarts, window_s=settings.engine_window_s
+        )
+        self.watcher = Watcher(registry, self.catalog, settings.poll_s, self._changed)
+        self.promotion = Promotion(registry, self.watcher.look)
+        self.gate = Gate(
+            registry,
+            pool,
+            self.residents,
+            self.catalog.pinned,
+            gate_settings or GateSettings(),
+            self.promotion.after_verdict,
+        )
+        self.inference = Inference(
+            self.catalog,
+            pool,
+            self.residents,
+            self.leases,
+            self.keeper,
+            Admission(settings.max_inflight),
+            RequestCaps(max_tokens=settings.max_completion_tokens),
+        )
+        self.validator = FileValidator(registry)
+        self.files = FileService(registry, self.validator, settings.max_upload_bytes)
+        self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
+        self.models = ModelService(self.catalog, int(time.time()))
+        self.metrics = Metrics(self._readings)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Engine up, registry's state loaded, residency restored. Raises what the engine's start raises."""
+        await self.catalog.refresh()
+        await self.keeper.start()
+        await self.validator.recover()
+        for work in self._background():
+            self._tasks.append(asyncio.create_task(work))
+
+    def _background(self) -> Iterable[Coroutine[Any, Any, None]]:
+        yield self.keeper.run()
+        yield self.watcher.run()
+        yield self.gate.run()
+        yield self.validator.run()
+        yield self._collect_forever()
+        if self.trainer is not None:
+            yield self.trainer.run()
+
+    async def drain(self) -> None:
+        """Readiness off; serve on for a while; refuse new work; wait for what runs. Returns when idle or out of time."""
+        self.draining = True
+        await asyncio.sleep(self.settings.drain_grace_s)
+        self.inference.draining = True
+        deadline = time.monotonic() + self.settings.drain_timeout_s
+        while self.leases.total() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Ends tasks, trainer and engine, in this order. The registry is the caller's to close."""
+        if self.trainer is not None:
+            await self.trainer.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pool.stop()
+
+    draining = False
+
+    def not_ready(self) -> str | None:
+        """Why no traffic should come here, in one word; None when it may."""
+        if self.draining:
+            return "draining"
+        return None if self.keeper.up else self.keeper.state
+
+    async def _restore(self) -> None:
+        recent = self.residents.last_known()
+        self.residents.engine_started()
+        self.gate.engine_started()
+        await self.reconciler.restore(self.catalog.snapshot, recent)
+
+    async def _changed(self, before: Snapshot, now: Snapshot) -> None:
+        self.gate.wake()
+        if self.keeper.up:
+            await self.reconciler.follow(before, now)
+
+    async def _collect_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.collect_every_s)
+            try:
+                await self.collect()
+            except Exception:
+                log.exception("collection failed; trying again in %.0f s", self.settings.collect_every_s)
+
+    async def collect(self) -> None:
+        """Unloads what no version stands for any more, then removes the files that nobody uses."""
+        if self.keeper.up:
+            await self.reconciler.evict_unoffered(self.catalog.snapshot)
+        in_use = self.leases.in_use() | self.residents.states().keys()
+        gone = await asyncio.to_thread(self.registry.adapters.collect, in_use, self.settings.collect_grace_s)
+        for version in gone:
+            self.leases.forget(version.digest)
+
+    def _readings(self) -> Iterable[Reading]:
+        states, stats = self.residents.states(), self.residents.stats
+        yield "ready", "1 when requests can be answered", float(self.not_ready() is None)
+        yield "leases", "Requests that hold a version", self.leases.total()
+        yield "waiting_requests", "Requests that wait for their turn in a slot", self.residents.num_waiting()
+        yield "resident_adapters", "Adapters in host memory or a slot", len(states)
+        yield "slot_adapters", "Adapters in a slot", sum(1 for state in states.values() if state != "host")
+        yield "adapter_loads_total", "Loads into host memory or a slot", stats.loads
+        yield "adapter_load_seconds_total", "Time spent on those loads", stats.load_seconds
+        yield "adapter_load_failures_total", "Loads that failed", stats.failures
+        yield "adapter_evictions_total", "Adapters that made room for others", stats.evictions
+        yield "engine_restarts_total", "Engine deaths that were repaired", self.keeper.restarts
+        yield "trainer_restarts_total", "Trainer processes started again", self.trainer.restarts if self.trainer else 0
+
+
+def _limits(settings: Settings) -> ResidencyLimits:
+    return ResidencyLimits(settings.slot_patience_s, settings.adapter_wait_s, settings.max_waiting_per_adapter)
+
+
+def build_app(server: Server) -> ASGIApp:
+    """The HTTP side. Raises Internal when a route has no access policy."""
+    settings = server.settings
+    app = FastAPI(title="TuneDock", version="1", docs_url=None, redoc_url=None, openapi_url=None)
+    errors.install(app)
+    routes = Routes(app, Authenticator(settings.api_key), settings.max_request_bytes)
+    inference_routes.declare(
+        routes,
+        server.inference,
+        request_timeout_s=settings.request_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
+    )
+    model_routes.declare(routes, server.models)
+    file_routes.declare(routes, server.files, settings.max_upload_bytes)
+    adapter_routes.declare(
+        routes, server.adapters, lambda: capacity(server.pool.facts, server.residents, server.catalog)
+    )
+    ops_routes.declare(routes, app, server.not_ready, server.metrics.render)
+    check_all_guarded(app.routes)
+    return RequestContext(app, server.metrics.observe_request)
