@@ -9,16 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, cast
 
 import typer
-from tunedock_api.errors import (
-    Conflict,
-    DeadlineExceeded,
-    NotFound,
-    Overloaded,
-    PermissionDenied,
-    TuneDockError,
-    Unauthenticated,
-    Unavailable,
-)
+from tunedock_api.errors import TuneDockError
 
 from . import adapters, chat, jobs, models, tune
 from .context import Settings
@@ -27,16 +18,9 @@ from .plugins import MissingExtra, add_plugins, missing_extra
 
 USAGE = 2
 INTERRUPTED = 130
-EXIT_CODES: tuple[tuple[type[TuneDockError], int], ...] = (
-    (NotFound, 3),
-    (Unauthenticated, 4),
-    (PermissionDenied, 4),
-    (Conflict, 5),
-    (Unavailable, 6),
-    (Overloaded, 6),
-    (DeadlineExceeded, 6),
-    (TuneDockError, 1),
-)
+# By the error table's HTTP status; everything else is 1.
+EXIT_CODES = {404: 3, 401: 4, 403: 4, 409: 5, 412: 5, 429: 6, 502: 6, 503: 6, 504: 6, 507: 6}
+
 # Typer vendors click and exports only leaves of its usage errors: their base is one step up.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 
@@ -111,7 +95,7 @@ def run(args: Sequence[str]) -> int:
 
 def exit_code(error: TuneDockError) -> int:
     """The documented exit code of an error."""
-    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    return EXIT_CODES.get(error.kind.http_status, 1)
 
 
 def _usage(error: typer.BadParameter) -> int:

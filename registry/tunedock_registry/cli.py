@@ -1,0 +1,103 @@
+"""`tunedock data check` and `tunedock models pull`: what needs the registry's code but no server. Found by entry point."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+from tunedock_api.errors import BadInput
+
+from .layout import Home
+
+if TYPE_CHECKING:
+    from .data.formats import FileReport
+    from .models.local import Progress, ProgressSink
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="Training examples, one JSON object per line.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Validate a training file: every error with its line number. Exit code 1 when there is one."""
+    from .data.formats import validate_file
+
+    with _opened(data) as stream:
+        report = validate_file(stream)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        _print(data, report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def pull(
+    model: Annotated[str | None, typer.Argument(help="Folder, Hugging Face id, or nothing for the default.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Where models are kept (default: TUNEDOCK_HOME).")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fetch a base model, so that `tunedock serve` starts without the network."""
+    from .models.resolve import resolve_model
+
+    place = Home.resolve(home).create()
+    with _progress() as sink:
+        local = resolve_model(model, place, sink)
+    if as_json:
+        typer.echo(json.dumps({"model": local.model_id, "path": str(local.path)}))
+    else:
+        typer.echo(local.path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise BadInput(f"cannot read {str(path)!r}: {(error.strerror or 'cannot be opened').lower()}.") from error
+    with stream:
+        yield stream
+
+
+def _print(path: Path, report: FileReport) -> None:
+    for finding in report.errors:
+        typer.echo(f"{path}:{finding.line}: error: {finding.message}")
+    for finding in report.warnings:
+        typer.echo(f"{path}:{finding.line}: warning: {finding.message}")
+    verdict = "ok" if report.ok else f"{report.num_errors} errors on {report.num_bad_lines} lines"
+    typer.echo(f"{path}: {verdict}, {report.num_examples} {report.kind or ''} examples", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressSink]:
+    """A bar on a terminal, a line per stage elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Stages().show
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("model", total=None)
+
+        def show(step: Progress) -> None:
+            bar.update(task, description=step.message, completed=step.done, total=step.total)
+
+        yield show
+
+
+class _Stages:
+    """Says every message once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, step: Progress) -> None:
+        if step.message != self._last:
+            self._last = step.message
+            typer.echo(step.message, err=True)
