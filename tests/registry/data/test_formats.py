@@ -289,8 +289,26 @@ def test_random_bytes_never_raise(data: bytes) -> None:
 
 
 KEYS = st.sampled_from(
-    "messages role content weight tool_calls function name arguments id tools input preferred_output tool_call_id "
-    "non_preferred_output prompt completion functions function_call".split()
+    [
+        "messages",
+        "role",
+        "content",
+        "weight",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "id",
+        "tools",
+        "input",
+        "preferred_output",
+        "tool_call_id",
+        "non_preferred_output",
+        "prompt",
+        "completion",
+        "functions",
+        "function_call",
+    ]
 )
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["assistant", "user", "tool"])
