@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunedock_registry.adapters.intake import PreparedAdapter
 from tunedock_registry.records import Target, VersionRecord
 from tunedock_registry.registry import Registry
 
@@ -28,10 +29,13 @@ class Shelf:
             write_base(folder / "base")
         return cls(registry, folder, time)
 
+    def prepare(self, seed: int = 1) -> PreparedAdapter:
+        """Another adapter for every seed."""
+        return make_prepared(self.folder / f"lora-{seed}", facts(self.folder / "base"), seed)
+
     def publish(self, name: str = "support", seed: int = 1) -> VersionRecord:
         """Published, not yet ready."""
-        source = make_prepared(self.folder / f"lora-{seed}", facts(self.folder / "base"), seed)
-        return self.registry.adapters.publish("default", name, source, origin="imported")
+        return self.registry.adapters.publish("default", name, self.prepare(seed), origin="imported")
 
     def ready(self, name: str = "support", seed: int = 1) -> VersionRecord:
         version = self.publish(name, seed)
