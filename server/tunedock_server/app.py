@@ -77,6 +77,7 @@ class Server:
             self.catalog.pinned,
             gate_settings or GateSettings(),
             self.promotion.after_verdict,
+            self.promotion.first_alias,
         )
         self.inference = Inference(
             self.catalog,
@@ -92,6 +93,7 @@ class Server:
         self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
         self.models = ModelService(self.catalog, int(time.time()))
         self.metrics = Metrics(self._readings)
+        self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -117,7 +119,8 @@ class Server:
         await asyncio.sleep(self.settings.drain_grace_s)
         self.inference.draining = True
         deadline = time.monotonic() + self.settings.drain_timeout_s
-        while self.leases.total() and time.monotonic() < deadline:
+        # A lease may be given back on any thread (see Leases), so this looks instead of waiting for an event.
+        while self.leases.total() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -128,8 +131,6 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pool.stop()
-
-    draining = False
 
     def not_ready(self) -> str | None:
         """Why no traffic should come here, in one word; None when it may."""

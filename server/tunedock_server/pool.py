@@ -9,6 +9,7 @@ Residency of a version inside one engine: `host` (verified, in engine dtype, in 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +225,13 @@ class EnginePool(Protocol):
 
 
 def create_engine(settings: EngineSettings) -> EnginePool:
-    """The one-machine engine. Imports vLLM only here, so that everything else starts without it."""
+    """The one-machine engine. Imports vLLM here, after its environment is set, so that all else starts without it.
+
+    Raises BadInput when a development switch of vLLM is set in the environment.
+    """
+    from .engine import environment
+
+    environment.prepare(os.environ, settings.max_n)
     from .engine.local import LocalEngine
 
     return LocalEngine(settings)

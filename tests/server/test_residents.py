@@ -11,7 +11,7 @@ from support.bases import tiny_base, write_adapter
 from support.fake_pool import FakePool
 from tunedock_api.errors import Conflict, Overloaded, Unavailable
 from tunedock_server.pool import Pinned
-from tunedock_server.residency.residents import Residents, ResidencyLimits
+from tunedock_server.residency.residents import ResidencyLimits, Residents
 
 FAST = ResidencyLimits(patience_s=0.02, wait_s=0.5, max_waiting=4)
 

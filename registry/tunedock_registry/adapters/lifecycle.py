@@ -9,12 +9,21 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from tunedock_api.errors import Conflict
 
-from ..records import VersionRecord, VersionState
+from ..records import Target, VersionRecord, VersionState
 from ..tables.adapters import AdapterRow, AliasRow, VersionRow
 from ..tables.base import bump
 from .aliases import plan_move
 from .publishing import Publishing
-from .rows import aliases_using, find_adapter, find_version, load_manifest, move_of, version_record, versions_query
+from .rows import (
+    aliases_using,
+    find_adapter,
+    find_alias,
+    find_version,
+    load_manifest,
+    move_of,
+    version_record,
+    versions_query,
+)
 from .versions import LIVE, STORED, changes
 
 
@@ -26,8 +35,14 @@ class Lifecycle(Publishing):
         reason: str | None = None,
         parity: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
+        *,
+        first_alias: str | None = None,
+        actor: str = "",
     ) -> VersionRecord:
         """The gate's verdict. Saying it again changes nothing. `metrics` are added to those that are there.
+
+        A numbered version that becomes ready gets the alias `first_alias` when the adapter has none of that name, in
+        the same transaction: nobody sees a first version that is ready but not live, however the server ends.
 
         Raises NotFound; Conflict: `invalid_state` for a step that does not exist, `version_in_use` for leaving `ready`
         while an alias points there.
@@ -42,8 +57,19 @@ class Lifecycle(Publishing):
             self._enter(row, to, reason)
             row.parity = row.parity if parity is None else parity
             row.metrics = {**row.metrics, **(metrics or {})}
+            if to == "ready" and first_alias is not None and row.number is not None:
+                self._promote_first(session, adapter, first_alias, row.number, actor)
             bump(session)
             return _full(row, adapter)
+
+    def _promote_first(self, session: Session, adapter: AdapterRow, alias: str, number: int, actor: str) -> None:
+        row = find_alias(session, adapter, alias)
+        current = move_of(row)
+        if current.targets:
+            return
+        move = plan_move(f"{adapter.name}@{alias}", current, (Target(number),), None)
+        if move is not None:
+            self._apply(session, adapter, alias, row, move, actor, "first ready version")
 
     def set_pin(self, version_id: int, pinned: bool) -> VersionRecord:
         """Whether servers keep the version in a slot. Raises NotFound; Conflict (`version_not_ready`)."""

@@ -27,13 +27,16 @@ IMPORT_TEXTS, IMPORT_TOKENS = 4, 48
 RECHECK_S = 5.0
 BASE_CACHE_SIZE = 256
 
+ACTOR = "tunedock"
 OnVerdict = Callable[[VersionRecord, Verdict], Awaitable[None]]
+FirstAlias = Callable[[VersionRecord], str | None]
 
 
 class Gate:
     """Checks one version at a time, oldest first. `wake` after a publish saves the wait for the next look.
 
-    `on_verdict` runs after the state has been written: promotion, events, a new snapshot.
+    `first_alias` names the alias that a version gets when it is the first to pass, or None; called in a thread.
+    `on_verdict` runs after the state has been written: events, a new snapshot.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Gate:
         pinned: Callable[[VersionRecord], Pinned],
         limits: GateSettings,
         on_verdict: OnVerdict,
+        first_alias: FirstAlias,
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -51,6 +55,7 @@ class Gate:
         self._pinned = pinned
         self._limits = limits
         self._on_verdict = on_verdict
+        self._first_alias = first_alias
         self._wake = asyncio.Event()
         self._base_scores: dict[tuple[int, ...], Scores] = {}
 
@@ -86,7 +91,10 @@ class Gate:
             if verdict is None:
                 return
             state: VersionState = "ready" if verdict.passed else "rejected"
-            version = await asyncio.to_thread(set_state, version.id, state, verdict.reason or None, verdict.parity)
+            alias = await asyncio.to_thread(self._first_alias, version)
+            version = await asyncio.to_thread(
+                set_state, version.id, state, verdict.reason or None, verdict.parity, first_alias=alias, actor=ACTOR
+            )
         except (Conflict, NotFound) as error:
             log.info("%s left the gate meanwhile: %s", version.ref, error.message)
             return

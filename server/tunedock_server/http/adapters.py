@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -101,7 +102,8 @@ def declare(routes: Routes, adapters: AdapterService, capacity: Callable[[], wir
     ) -> Response:
         """One file of the version: adapter_model.safetensors, adapter_config.json, manifest.json or README.md."""
         record, stream = await adapters.open_file(principal_of(request).project, name, version, file)
-        return download(stream, stream.seek(0, 2), f"{record.adapter}-{record.number or record.tag}-{file}")
+        size_bytes = os.fstat(stream.fileno()).st_size
+        return download(stream, size_bytes, f"{record.adapter}-{record.number or record.tag}-{file}")
 
     @routes.put("/v1/adapters/{name}/versions/{version}/pin", policy=write, tags=tags)
     async def pin_version(request: Request, name: str, version: str) -> Response:

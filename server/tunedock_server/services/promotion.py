@@ -1,21 +1,15 @@
-"""What follows the gate's verdict: the job hears of it, and a first version goes live."""
+"""What surrounds the gate's verdict: whether a first version goes live, and that the job hears of it."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 
-from tunedock_api.errors import TuneDockError
 from tunedock_api.names import DEFAULT_ALIAS
-from tunedock_registry.records import Target, VersionRecord
+from tunedock_registry.records import VersionRecord
 from tunedock_registry.registry import Registry
 
 from ..gate.judge import Verdict
-
-log = logging.getLogger(__name__)
-
-ACTOR = "tunedock"
 
 
 class Promotion:
@@ -25,41 +19,23 @@ class Promotion:
         self._registry = registry
         self._changed = changed
 
+    def first_alias(self, version: VersionRecord) -> str | None:
+        """`production` for the first ready version of an adapter, unless its job asked otherwise. Reads the registry."""
+        if version.job_id is None:
+            return DEFAULT_ALIAS
+        policy = self._registry.jobs.find(version.job_id).knobs.get("promote", "first")
+        return DEFAULT_ALIAS if policy != "never" else None
+
     async def after_verdict(self, version: VersionRecord, verdict: Verdict) -> None:
-        await asyncio.to_thread(self._tell_job, version, verdict)
-        if verdict.passed and version.number is not None:
-            await asyncio.to_thread(self._promote, version, version.number)
+        if version.job_id is not None:
+            await asyncio.to_thread(self._tell_job, version, version.job_id, verdict)
         await self._changed()
 
-    def _tell_job(self, version: VersionRecord, verdict: Verdict) -> None:
-        if version.job_id is None:
-            return
+    def _tell_job(self, version: VersionRecord, job_id: str, verdict: Verdict) -> None:
         data = {"version": version.ref, "parity": verdict.parity}
         if verdict.passed:
             message = f"Publish gate: {version.ref} is ready (parity: {verdict.parity.get('status')})"
-            self._registry.jobs.emit_system(version.job_id, message, data=data)
+            self._registry.jobs.emit_system(job_id, message, data=data)
         else:
             message = f"Publish gate: {version.ref} was rejected: {verdict.reason}"
-            self._registry.jobs.emit_system(version.job_id, message, level="error", data=data)
-
-    def _promote(self, version: VersionRecord, number: int) -> None:
-        """`first`: only while the alias does not exist; the registry decides that in one transaction."""
-        if self._policy(version) != "first":
-            return
-        try:
-            self._registry.adapters.set_alias(
-                version.project,
-                version.adapter,
-                DEFAULT_ALIAS,
-                [Target(number)],
-                expected_revision=0,
-                actor=ACTOR,
-                reason="first ready version",
-            )
-        except TuneDockError as error:
-            log.debug("%s is not promoted: %s", version.ref, error.message)
-
-    def _policy(self, version: VersionRecord) -> str:
-        if version.job_id is None:
-            return "first"
-        return str(self._registry.jobs.find(version.job_id).knobs.get("promote", "first"))
+            self._registry.jobs.emit_system(job_id, message, level="error", data=data)
