@@ -52,10 +52,19 @@ def from_code(code: str, message: str, **fields: Any) -> TuneDockError:
 
 
 def from_body(http_status: int, body: Any, retry_after_s: float | None = None) -> TuneDockError:
-    """An exception for an HTTP error. `body` is the value of `error`, or whatever a proxy put in its place."""
+    """An exception for an HTTP error. `body` is the value of `error`, or whatever a proxy put in its place.
+
+    A known code decides the branch; an error in the middle of a stream has nothing else.
+    """
     error = body if isinstance(body, dict) else {}
     message = str(error.get("message") or f"the service answered HTTP {http_status}")
-    cls, code = class_for_status(http_status), error.get("code")
-    known = code if isinstance(code, str) and code in CODES else ""
+    code = error.get("code")
+    kind = CODES.get(code) if isinstance(code, str) else None
     details = error.get("details")
-    return cls(message, known, error.get("param"), retry_after_s, details if isinstance(details, dict) else {})
+    return class_for_status(kind.http_status if kind else http_status)(
+        message,
+        kind.code if kind else "",
+        error.get("param"),
+        retry_after_s,
+        details if isinstance(details, dict) else {},
+    )
