@@ -66,8 +66,10 @@ def _locked(path: Path, report: ProgressSink) -> Iterator[None]:
 
 
 def _build(home: Home, target: Path, report: ProgressSink) -> None:
+    for left_behind in home.tmp.glob(f"{NAME}-*"):  # by a process that was killed: we hold the lock
+        shutil.rmtree(left_behind, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(dir=home.tmp, prefix="model-") as folder:
+        with tempfile.TemporaryDirectory(dir=home.tmp, prefix=f"{NAME}-") as folder:
             work = Path(folder)
             gguf = extract(_download(work, report), work)
             _publish(_convert(gguf, work, report), target)
