@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
+T = TypeVar("T")
 BASE = ""  # the key of leases on the base model
 
 
@@ -90,17 +92,17 @@ class Leases:
         self._last_use.pop(digest, None)
 
 
-class LeasedStream:
-    """An answer's bytes together with its lease. Closing releases, also when nothing was ever read."""
+class LeasedStream(Generic[T]):
+    """An answer's parts (SSE bytes, token deltas) with its lease. Closing releases, also when nothing was ever read."""
 
-    def __init__(self, source: AsyncIterator[bytes], release: Callable[[], None]) -> None:
+    def __init__(self, source: AsyncIterator[T], release: Callable[[], None]) -> None:
         self._source = source
         self._finish = weakref.finalize(self, release)
 
-    def __aiter__(self) -> LeasedStream:
+    def __aiter__(self) -> LeasedStream[T]:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> T:
         try:
             return await anext(self._source)
         except BaseException:

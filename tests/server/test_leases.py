@@ -17,7 +17,7 @@ async def three_chunks() -> AsyncIterator[bytes]:
         yield chunk
 
 
-def stream_of(leases: Leases) -> LeasedStream:
+def stream_of(leases: Leases) -> LeasedStream[bytes]:
     return LeasedStream(three_chunks(), leases.acquire(DIGEST).release)
 
 
@@ -87,7 +87,7 @@ async def test_a_stream_that_fails_or_is_cancelled_releases() -> None:
     assert leases.count(DIGEST) == 0
 
 
-async def _drain(stream: LeasedStream) -> None:
+async def _drain(stream: LeasedStream[bytes]) -> None:
     async for _ in stream:
         pass
 

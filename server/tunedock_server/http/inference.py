@@ -17,7 +17,7 @@ from .routing import Routes, principal_of
 from .streaming import SseResponse, until_disconnect
 
 RequestBody = Annotated[dict[str, Any], Body()]
-Ask = Callable[[str, Any, str], Coroutine[Any, Any, Answer]]
+Ask = Callable[[str, Any, str], Coroutine[Any, Any, Answer[bytes]]]
 
 
 def declare(routes: Routes, inference: Inference, *, request_timeout_s: float, write_timeout_s: float) -> None:
@@ -46,7 +46,7 @@ def declare(routes: Routes, inference: Inference, *, request_timeout_s: float, w
         return await respond(request, body, inference.complete)
 
 
-def _version_headers(answer: Answer) -> dict[str, str]:
+def _version_headers(answer: Answer[bytes]) -> dict[str, str]:
     headers = {"x-tunedock-version": answer.pinned.public}
     return headers | ({"x-tunedock-digest": answer.pinned.digest} if answer.pinned.digest else {})
 

@@ -51,7 +51,7 @@ class SseResponse(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, stream: LeasedStream, headers: Mapping[str, str], *, write_timeout_s: float, deadline: float
+        self, stream: LeasedStream[bytes], headers: Mapping[str, str], *, write_timeout_s: float, deadline: float
     ) -> None:
         super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]

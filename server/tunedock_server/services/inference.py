@@ -5,30 +5,31 @@ Transport-free: HTTP and gRPC both stand on this. An answer in parts is a `Lease
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
 
 from tunedock_api.errors import Overloaded, TuneDockError, Unavailable
 
 from ..catalog import Catalog
 from ..keeper import EngineKeeper
 from ..leases import LeasedStream, Leases
-from ..pool import EnginePool, Pinned, SseStream
+from ..pool import EnginePool, GenerateDelta, GenerateRequest, Pinned
 from ..residency.residents import Residents
 from .requests import CHAT_FIELDS, COMPLETION_FIELDS, RequestCaps, clean, sticky_key
 
-Perform = Callable[[dict[str, Any], Pinned, str], Awaitable[dict[str, Any] | SseStream]]
+T = TypeVar("T")
+Perform = Callable[[dict[str, Any], Pinned, str], Awaitable[dict[str, Any] | AsyncGenerator[T, None]]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Generic[T]):
     """Exactly one of `body` and `stream`. `pinned` says which version answered."""
 
     pinned: Pinned
     body: dict[str, Any] | None = None
-    stream: LeasedStream | None = None
+    stream: LeasedStream[T] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Admission:
     requeue_wait_s: float = 60.0
 
 
-class Peeked:
-    """A stream whose first chunk has been fetched already."""
+class Peeked(Generic[T]):
+    """A stream whose first part has been fetched already."""
 
-    def __init__(self, first: list[bytes], source: SseStream) -> None:
+    def __init__(self, first: list[T], source: AsyncGenerator[T, None]) -> None:
         self._first = first
         self._source = source
 
     @classmethod
-    async def begin(cls, source: SseStream) -> Peeked:
+    async def begin(cls, source: AsyncGenerator[T, None]) -> Peeked[T]:
         try:
             return cls([await anext(source)], source)
         except StopAsyncIteration:
@@ -56,10 +57,10 @@ class Peeked:
             await source.aclose()
             raise
 
-    def __aiter__(self) -> Peeked:
+    def __aiter__(self) -> Peeked[T]:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> T:
         return self._first.pop() if self._first else await anext(self._source)
 
     async def aclose(self) -> None:
@@ -88,15 +89,30 @@ class Inference:
         self._caps = caps
         self.draining = False
 
-    async def chat(self, project: str, body: Any, request_id: str) -> Answer:
+    async def chat(self, project: str, body: Any, request_id: str) -> Answer[bytes]:
         """Raises NotFound, BadInput, Overloaded, Unavailable."""
         return await self._answer(project, clean(body, CHAT_FIELDS, self._caps), request_id, self._pool.chat)
 
-    async def complete(self, project: str, body: Any, request_id: str) -> Answer:
+    async def complete(self, project: str, body: Any, request_id: str) -> Answer[bytes]:
         """Raises as `chat`."""
         return await self._answer(project, clean(body, COMPLETION_FIELDS, self._caps), request_id, self._pool.complete)
 
-    async def _answer(self, project: str, body: dict[str, Any], request_id: str, perform: Perform) -> Answer:
+    async def generate(
+        self, project: str, body: Any, request: GenerateRequest
+    ) -> tuple[Pinned, LeasedStream[GenerateDelta]]:
+        """Token deltas of `request`, for transports of our own. `body` says the same in OpenAI's words and is checked.
+
+        Raises as `chat`, before the first delta is out.
+        """
+        fields = COMPLETION_FIELDS if request.messages is None else CHAT_FIELDS
+
+        async def perform(_: dict[str, Any], pinned: Pinned, request_id: str) -> AsyncGenerator[GenerateDelta, None]:
+            return self._pool.generate(replace(request, request_id=request_id), pinned)
+
+        answer = await self._answer(project, clean(body, fields, self._caps), request.request_id, perform)
+        return answer.pinned, cast(LeasedStream[GenerateDelta], answer.stream)
+
+    async def _answer(self, project: str, body: dict[str, Any], request_id: str, perform: Perform[T]) -> Answer[T]:
         self._admit()
         pinned = self._catalog.resolve(project, body["model"], sticky_key(body))
         with ExitStack() as held:
@@ -114,8 +130,8 @@ class Inference:
             return Answer(pinned, stream=LeasedStream(answer, held.pop_all().close))
 
     async def _run(
-        self, pinned: Pinned, body: dict[str, Any], request_id: str, perform: Perform, held: ExitStack
-    ) -> dict[str, Any] | Peeked:
+        self, pinned: Pinned, body: dict[str, Any], request_id: str, perform: Perform[T], held: ExitStack
+    ) -> dict[str, Any] | Peeked[T]:
         """Runs up to the first bytes, so that whatever goes wrong until then is still an ordinary error answer."""
         with ExitStack() as seat:
             if pinned.digest is not None:
