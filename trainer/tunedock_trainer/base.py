@@ -1,0 +1,172 @@
+"""The frozen base model: loaded once, patched for LoRA, kept in memory between jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tunedock_api.errors import BadInput
+from tunedock_registry.data.render import Tokenizer
+from tunedock_registry.models.facts import BaseFacts, base_facts
+
+from . import attention
+from .adapter import Adapter
+from .grouping import find_groups
+from .head import Head, Scored, score
+from .linear import Active, LoraModel
+from .rows import Layout, Pass, Tokens, build_pass
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Largest difference of a logit that rounding explains, for the self-checks."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """`groups` are the names of linear modules that read one tensor; `packs` says whether examples may share a row."""
+
+    path: Path
+    facts: BaseFacts
+    model: Any
+    tokenizer: Tokenizer
+    stop_token_ids: tuple[int, ...]
+    lora: LoraModel
+    groups: tuple[tuple[str, ...], ...]
+    head: Head
+    packs: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    def layout(self, packing: bool) -> Layout:
+        return "packed" if packing and self.packs else "padded"
+
+    def new_pass(self, examples: Sequence[Tokens], *, packing: bool = True, adapters: Sequence[int] = ()) -> Pass:
+        return build_pass(examples, layout=self.layout(packing), adapters=adapters or None, device=self.device)
+
+    @contextmanager
+    def running(
+        self,
+        rows: Pass,
+        adapters: Sequence[Adapter] = (),
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[None]:
+        """Forward and backward of `rows` belong inside; without adapters the base answers."""
+        active = Active(adapters, rows.segments if adapters else (), dropout, generator)
+        attention.PACKED.gathers = rows.gathers
+        try:
+            with self.lora.use(active):
+                yield
+        finally:
+            attention.PACKED.gathers = []
+
+    def hidden(self, rows: Pass) -> Tensor:
+        """Last hidden states of all tokens, flattened: [N, D]. Call it inside `running`."""
+        output = self.model.base_model(
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=rows.attention_mask,
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1])
+
+    def scores(self, rows: Pass) -> Scored:
+        """Log-probabilities at the labelled positions of `rows`. Call it inside `running`."""
+        return score(self.hidden(rows)[rows.label_rows_M], rows.labels_M, self.head)
+
+
+def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype = torch.bfloat16) -> Base:
+    """Loads the model in `path` onto the GPU when there is one. Raises BadInput for a model that cannot be tuned."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    attention.register()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME)
+    model = model.to(device).eval().requires_grad_(False)
+    facts = base_facts(path, model_id, max_rank)
+    groups = _groups(model, facts, device)
+    base = Base(
+        path=path,
+        facts=facts,
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(path),
+        stop_token_ids=_stop_ids(model),
+        lora=LoraModel(model, groups),
+        groups=groups,
+        head=_head(model),
+        packs=True,
+        dtype=dtype,
+        device=device,
+    )
+    return _checked(base)
+
+
+def _groups(model: Any, facts: BaseFacts, device: torch.device) -> tuple[tuple[str, ...], ...]:
+    ids = torch.tensor([[1, 2, 3]], device=device)
+    groups = find_groups(model, facts.modules.keys(), lambda: model.base_model(input_ids=ids, use_cache=False))
+    reached = {name for group in groups for name in group}
+    if reached != facts.modules.keys():
+        odd = sorted(facts.modules.keys() - reached)
+        log.warning("%d linear modules are not used by a forward pass, for example %s", len(odd), odd[0])
+    return tuple(groups)
+
+
+def _stop_ids(model: Any) -> tuple[int, ...]:
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    return tuple(ids) if isinstance(ids, list) else (ids,) if ids is not None else ()
+
+
+def _head(model: Any) -> Head:
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise BadInput("The base model has no linear output layer; it cannot be tuned.", "model_not_available")
+    config = model.config.get_text_config()
+    divisor = getattr(config, "logits_scaling", None)
+    factor = getattr(config, "logit_scale", None)
+    scale = 1 / divisor if divisor else factor or 1.0
+    return Head(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+def _checked(base: Base) -> Base:
+    """Compares our way through the model with the model's own. Raises BadInput when the output layer does more than we
+    know; falls back to padded rows when packed ones see each other (models with state beside attention)."""
+    from dataclasses import replace
+
+    ids = [tuple(range(5, 17)), tuple(range(40, 47))]
+    examples = [Tokens(part, (1.0,) * len(part)) for part in ids]
+    with torch.no_grad():
+        own = torch.cat([_model_logprobs(base, part) for part in ids])
+        padded = _ours(base, examples, packing=False)
+        limit = _TOLERANCE[base.dtype]
+        if float((padded - own).abs().max()) > limit:
+            raise BadInput(
+                "The base model's output layer is of a kind that cannot be tuned here.", "model_not_available"
+            )
+        packed = _ours(base, examples, packing=True)
+    if float((packed - own).abs().max()) <= limit:
+        return base
+    log.warning("examples cannot share a row in this model: rows are padded instead")
+    return replace(base, packs=False)
+
+
+def _model_logprobs(base: Base, token_ids: tuple[int, ...]) -> Tensor:
+    ids = torch.tensor([token_ids], device=base.device)
+    logits = base.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    picked: Tensor = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return picked
+
+
+def _ours(base: Base, examples: Sequence[Tokens], *, packing: bool) -> Tensor:
+    rows = base.new_pass(examples, packing=packing)
+    with base.running(rows):
+        return base.scores(rows).logprobs_M

@@ -1,0 +1,97 @@
+"""State to resume from: everything that the next step depends on, in fp32. The manifest is written last and is the proof
+that the rest is whole; a step without one does not exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from .trainee import Trainee
+
+_WEIGHTS, _MANIFEST = "state.safetensors", "manifest.json"
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state on disk. `notes` is what the caller gave: plain JSON."""
+
+    folder: Path
+    step: int
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The states of one run, in `folder`; `digest` identifies the run's settings and data: others are not resumed."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self._folder, self._digest = folder, digest
+
+    def save(self, trainee: Trainee, notes: dict[str, Any]) -> Saved:
+        """Writes the state after `trainee.step` steps and drops all but the last two."""
+        target = self._folder / f"step-{trainee.step:08d}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        tensors = {"params": trainee.adapter.params, **trainee.optimizer.state()}
+        save_file({name: tensor.detach().cpu() for name, tensor in tensors.items()}, target / _WEIGHTS)
+        manifest = {"digest": self._digest, "step": trainee.step, "notes": notes}
+        _sync(target / _WEIGHTS)
+        _write(target / _MANIFEST, json.dumps(manifest).encode())
+        _sync(self._folder)
+        for old in self.all()[:-KEEP]:
+            shutil.rmtree(old.folder, ignore_errors=True)
+        return Saved(target, trainee.step, notes)
+
+    def all(self) -> list[Saved]:
+        """Whole states of this run, oldest first."""
+        found = [self._read(folder) for folder in sorted(self._folder.glob("step-*"))]
+        return [saved for saved in found if saved is not None]
+
+    def restore(self, trainee: Trainee) -> Saved | None:
+        """Brings `trainee` to the newest state; None when there is none."""
+        states = self.all()
+        if not states:
+            return None
+        saved = states[-1]
+        tensors = load_file(saved.folder / _WEIGHTS)
+        trainee.adapter.params.copy_(tensors.pop("params"))
+        trainee.adapter.refresh()
+        trainee.optimizer.load_state(tensors)
+        trainee.step = saved.step
+        return saved
+
+    def clear(self) -> None:
+        """Drops the states: the job is over."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read(self, folder: Path) -> Saved | None:
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if manifest["digest"] != self._digest:
+            return None
+        return Saved(folder, manifest["step"], manifest["notes"])
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Under another name first, so that the file is either whole or absent."""
+    draft = path.with_suffix(".tmp")
+    draft.write_bytes(data)
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
