@@ -1,0 +1,85 @@
+"""Environment of vLLM's processes: what must be set before vLLM is imported, and what must not be set at all.
+
+vLLM reads these variables when it is imported and its child processes inherit them, so they are process-wide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+
+from tunedock_api.errors import BadInput
+
+PLUGIN_NAME = "tunedock"
+ACTIVE = "TUNEDOCK_ENGINE"
+
+# Each opens a door that must stay shut: routes that change weights, unchecked model names, pickles over RPC.
+_FORBIDDEN = (
+    "VLLM_SERVER_DEV_MODE",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION",
+    "VLLM_ENABLE_RESPONSES_API_STORE",
+    "VLLM_LORA_RESOLVER_CACHE_DIR",
+)
+_FIXED = {
+    ACTIVE: "1",
+    "VLLM_PLUGINS": PLUGIN_NAME,
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+}
+_DEFAULTS = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def refuse_dev_switches(environ: Mapping[str, str]) -> None:
+    """Raises BadInput when a development switch of vLLM is on."""
+    on = [name for name in _FORBIDDEN if environ.get(name, "0") not in ("", "0")]
+    if on:
+        raise BadInput(f"{', '.join(on)} is set; it makes serving unsafe. Unset it and start again.")
+
+
+def prepare(environ: MutableMapping[str, str], max_n: int) -> None:
+    """Sets what holds for the whole process. Call before the first import of vllm. Raises BadInput."""
+    refuse_dev_switches(environ)
+    environ.update(_FIXED)
+    environ["VLLM_MAX_N_SEQUENCES"] = str(max_n)
+    for name, value in _DEFAULTS.items():
+        environ.setdefault(name, value)
+
+
+def cpu_process_variables(compute_threads: int, compiled: bool) -> dict[str, str]:
+    """For the engine process on CPU: scheduler and model share one process, so no core spins on a message queue.
+
+    vLLM 0.32 insists on a worker process of its own on CPU unless this switch is off (platforms/cpu.py); with it the
+    compute threads can use every core. `OMP_NUM_THREADS` is what its worker-process manager would have set.
+
+    Unless the model itself is compiled, nothing may be: vLLM compiles the ranking of log-probabilities at first use, which
+    stops every stream for about 13 s, and without a C++ compiler kills the engine.
+    """
+    return {
+        **({} if compiled else {"TORCH_COMPILE_DISABLE": "1"}),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(compute_threads),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+
+
+@contextmanager
+def temporarily(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Iterator[None]:
+    """Child processes started inside see `values`; afterwards those names are as they were before."""
+    before = {name: environ.get(name) for name in values}
+    environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environ.pop(name, None)
+            else:
+                environ[name] = value
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,118 @@
+"""Token deltas for transports of our own (gRPC): the same rendering and sampling as over REST, without SSE strings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import fields as dataclass_fields
+from typing import Any, cast
+
+from vllm import SamplingParams
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ..pool import FinishReason, GenerateDelta, GenerateRequest, Pinned, Sampling, TokenLogprob
+from . import errors, fields
+from .openai import OpenAIFrontEnd
+
+_ASIDE = {"json_schema", "logprobs", "stop", "stop_token_ids"}
+
+
+async def generate(
+    llm: AsyncLLM, front: OpenAIFrontEnd, request: GenerateRequest, pinned: Pinned, lora: LoRARequest | None
+) -> AsyncGenerator[GenerateDelta, None]:
+    """Raises only TuneDockError; closing the generator aborts the sequence."""
+    try:
+        prompt, params = await _render(llm, front, request, pinned)
+        async with aclosing(llm.generate(prompt, params, request.request_id, lora_request=lora)) as outputs:
+            async for delta in _deltas(outputs):
+                yield delta
+    except Exception as error:  # edge to vLLM
+        raise errors.from_exception(error) from error
+
+
+async def _render(
+    llm: AsyncLLM, front: OpenAIFrontEnd, request: GenerateRequest, pinned: Pinned
+) -> tuple[Any, SamplingParams]:
+    llm.check_admission(request.sampling.n)
+    body = _body(request)
+    parsed: ChatCompletionRequest | CompletionRequest
+    if request.messages is not None:
+        parsed = front.chat_request(body, pinned, request.request_id)
+        rendered = await front.renderer.render_chat(parsed)
+    else:
+        cleaned = fields.apply_profile(fields.clean(body, fields.COMPLETION, front.max_n), pinned.profile)
+        parsed = CompletionRequest.model_validate({"max_tokens": None, **cleaned})
+        rendered = await front.renderer.render_completion(parsed)
+    if isinstance(rendered, ErrorResponse):
+        raise errors.from_response(rendered.error.model_dump())
+    (prompt,) = rendered[1] if isinstance(rendered, tuple) else rendered
+    defaults = llm.model_config.get_diff_sampling_param()
+    room = get_max_tokens(llm.model_config.max_model_len, parsed.max_tokens, len(prompt["prompt_token_ids"]), defaults)
+    params = parsed.to_sampling_params(room, defaults)
+    params.logprobs = request.sampling.logprobs
+    params.output_kind = RequestOutputKind.DELTA
+    return prompt, params
+
+
+def _body(request: GenerateRequest) -> dict[str, Any]:
+    """The request as an OpenAI body; absent fields stay absent so that profile and model defaults apply."""
+    sampling = request.sampling
+    names = [f.name for f in dataclass_fields(Sampling) if f.name not in _ASIDE]
+    body = {name: getattr(sampling, name) for name in names if getattr(sampling, name) is not None}
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.stop_token_ids:
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.json_schema is not None:
+        body["structured_outputs"] = {"json": sampling.json_schema}
+    if request.messages is not None:
+        body["messages"] = [dict(message) for message in request.messages]
+        if request.tools:
+            body["tools"] = [dict(tool) for tool in request.tools]
+    else:
+        body["prompt"] = request.text if request.text is not None else list(request.token_ids or ())
+    return body
+
+
+async def _deltas(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[GenerateDelta, None]:
+    produced: dict[int, int] = {}
+    prompt_tokens = 0
+    async for output in outputs:
+        prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
+        for part in output.outputs:
+            produced[part.index] = produced.get(part.index, 0) + len(part.token_ids)
+            yield GenerateDelta(
+                index=part.index,
+                text=part.text,
+                token_ids=tuple(part.token_ids),
+                logprobs=_logprobs(part.token_ids, part.logprobs),
+                finish_reason=_finish_reason(part.finish_reason),
+                prompt_tokens=prompt_tokens,
+                cached_tokens=output.num_cached_tokens or 0,
+                completion_tokens=produced[part.index],
+            )
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    if reason not in (None, "stop", "length"):
+        raise errors.engine_down() if reason == "abort" else RuntimeError(f"generation ended with {reason}")
+    return cast(FinishReason | None, reason)
+
+
+def _logprobs(token_ids: Sequence[int], at: Sequence[Mapping[int, Any]] | None) -> tuple[TokenLogprob, ...]:
+    if at is None:
+        return ()
+    return tuple(_token_logprob(token, candidates) for token, candidates in zip(token_ids, at, strict=True))
+
+
+def _token_logprob(token: int, candidates: Mapping[int, Any]) -> TokenLogprob:
+    ranked = sorted(candidates.items(), key=lambda item: item[1].rank)
+    top = tuple((candidate, item.decoded_token or "", float(item.logprob)) for candidate, item in ranked)
+    chosen = candidates[token]
+    return TokenLogprob(token, chosen.decoded_token or "", float(chosen.logprob), top)

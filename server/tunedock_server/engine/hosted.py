@@ -1,0 +1,134 @@
+"""The adapters that one running engine holds: staged in host memory, in slots, pinned. Forgotten when the engine dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tunedock_api.errors import Conflict, Overloaded, Rejected, Unavailable
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ..pool import EngineSettings, Pinned, Residency
+from . import rpc
+from .intake import VerifiedFiles
+
+_POLL_FIRST_S, _POLL_LAST_S = 0.001, 0.02
+_PLACES: tuple[Residency, ...] = ("host", "slot", "pinned")
+
+
+class HostedAdapters:
+    """One name (the digest), one directory and one `lora_int_id` belong together for ever; ids come from `ids`.
+
+    vLLM's caches key on each of the three, so none may ever be reused with another (vllm#42125, #47724).
+    """
+
+    def __init__(self, llm: AsyncLLM, settings: EngineSettings, files: VerifiedFiles, ids: Iterator[int]) -> None:
+        self._llm, self._settings, self._files, self._ids = llm, settings, files, ids
+        self._resident: dict[str, LoRARequest] = {}
+        self._staging: dict[str, asyncio.Task[None]] = {}
+        self._loaded: set[str] = set()
+        self._pinned: set[str] = set()
+        self._running: Counter[str] = Counter()
+
+    async def stage(self, pinned: Pinned) -> None:
+        if pinned.digest is None or pinned.digest in self._resident:
+            return
+        task = self._staging.get(pinned.digest) or self._begin_staging(pinned, pinned.digest)
+        # One caller that gives up must not take the load away from the others.
+        await asyncio.shield(task)
+
+    def _begin_staging(self, pinned: Pinned, digest: str) -> asyncio.Task[None]:
+        if len(self._resident) + len(self._staging) >= host_slots(self._settings):
+            raise Overloaded(
+                f"All {host_slots(self._settings)} host places for adapters are taken.",
+                "adapter_queue_full",
+                retry_after_s=1.0,
+            )
+        task = self._staging[digest] = asyncio.create_task(self._stage(pinned))
+        task.add_done_callback(lambda _: self._staging.pop(digest))
+        return task
+
+    async def _stage(self, pinned: Pinned) -> None:
+        digest, path = str(pinned.digest), pinned.path
+        if path is None:
+            raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
+        await asyncio.to_thread(self._files.verify, path, digest, pinned.public)
+        lora = LoRARequest(lora_name=digest, lora_int_id=next(self._ids), lora_path=str(path))
+        await self._call("tunedock_stage", *_triple(lora))
+        state = await self._staged(lora.lora_int_id)
+        if "error" in state:
+            message = f"{pinned.public} cannot be loaded: {state['error']}."
+            raise Rejected(message) if state["kind"] == "rejected" else Unavailable(message, "adapter_unavailable")
+        self._resident[digest] = lora
+
+    async def _staged(self, lora_id: int) -> dict[str, Any]:
+        wait_s = _POLL_FIRST_S
+        while not (state := await self._call("tunedock_staged", lora_id))["done"]:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _POLL_LAST_S)
+        return dict(state)
+
+    async def load(self, pinned: Pinned) -> None:
+        await self.stage(pinned)
+        lora = self.request_for(pinned)
+        if lora is not None:
+            await self._call("tunedock_load", *_triple(lora))
+            self._loaded.add(lora.lora_name)
+
+    async def unload(self, digest: str) -> None:
+        if self._running[digest]:
+            raise Conflict(f"Version {digest[:12]} still answers {self._running[digest]} requests.", "version_in_use")
+        lora = self._resident.pop(digest, None)
+        self._loaded.discard(digest)
+        self._pinned.discard(digest)
+        if lora is not None:
+            await self._call("tunedock_unload", lora.lora_int_id)
+
+    async def pin(self, digest: str) -> None:
+        if digest in self._pinned:
+            return
+        if digest not in self._loaded:
+            raise Conflict(f"Version {digest[:12]} is not loaded; load it before pinning it.", "version_not_ready")
+        if len(self._pinned) >= self._settings.max_loras - 1:
+            raise Conflict(
+                f"{len(self._pinned)} of {self._settings.max_loras} slots are pinned and one must stay free; "
+                "unload a pinned version first.",
+                "version_not_ready",
+            )
+        self._pinned.add(digest)
+        await self._call("tunedock_pin", self._resident[digest].lora_int_id)
+
+    async def residency(self) -> dict[str, Residency]:
+        places = await self._call("tunedock_residency")
+        digest_of = {lora.lora_int_id: digest for digest, lora in self._resident.items()}
+        return {digest_of[lora_id]: place for place in _PLACES for lora_id in places[place] if lora_id in digest_of}
+
+    def request_for(self, pinned: Pinned) -> LoRARequest | None:
+        """None for the base. Raises Unavailable: vLLM would read the directory in the middle of a step."""
+        if pinned.digest is None:
+            return None
+        if pinned.digest not in self._resident:
+            raise Unavailable(f"{pinned.public} is not in this engine's memory.", "adapter_unavailable")
+        return self._resident[pinned.digest]
+
+    def enter(self, pinned: Pinned) -> tuple[LoRARequest | None, Callable[[], None]]:
+        """The adapter of a request that begins now, and what to call once when it is over."""
+        lora = self.request_for(pinned)
+        if lora is None:
+            return None, lambda: None
+        self._running[lora.lora_name] += 1
+        return lora, lambda: self._running.subtract({lora.lora_name: 1})
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        return await rpc.call(self._llm, method, *args, timeout_s=self._settings.call_timeout_s)
+
+
+def host_slots(settings: EngineSettings) -> int:
+    return max(settings.max_cpu_loras, settings.max_loras)
+
+
+def _triple(lora: LoRARequest) -> tuple[int, str, str]:
+    return lora.lora_int_id, lora.lora_name, lora.lora_path

@@ -1,0 +1,47 @@
+"""Checks a version's directory against its digest before the engine reads it. Pure file work, no tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import ValidationError
+from tunedock_api.errors import Unavailable
+from tunedock_api.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+
+Signature = tuple[tuple[int, int, int, int], ...]
+
+
+class VerifiedFiles:
+    """Remembers which files were hashed, by inode, size and time, so that a version that comes back costs a `stat`."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Signature] = {}
+
+    def verify(self, path: Path, digest: str, public: str) -> None:
+        """Raises Unavailable `adapter_unavailable` when a file is missing or is not what was published."""
+        try:
+            signature = _signature(path)
+            if self._seen.get(digest) != signature:
+                _check(path, digest)
+                self._seen[digest] = signature
+        except (OSError, ValueError, ValidationError) as error:
+            self._seen.pop(digest, None)
+            reason = "its files are missing" if isinstance(error, FileNotFoundError) else "its files are damaged"
+            message = f"{public} cannot be loaded: {reason}. Publish it again or restore the store."
+            raise Unavailable(message, "adapter_unavailable") from error
+
+
+def _signature(path: Path) -> Signature:
+    stats = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)]
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
+
+
+def _check(path: Path, digest: str) -> None:
+    manifest = Manifest.model_validate_json((path / MANIFEST_FILE).read_bytes())
+    if manifest.identity.digest() != digest:
+        raise ValueError("the manifest belongs to another version")
+    for name, entry in manifest.identity.files.items():
+        with (path / name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                raise ValueError(f"{name} has changed")

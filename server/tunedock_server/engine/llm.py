@@ -1,0 +1,79 @@
+"""Starts vLLM as an `AsyncLLM` in this process, with settings chosen by platform."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tunedock_api.errors import BadInput, Unavailable
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ..pool import EngineSettings
+from .environment import cpu_process_variables, temporarily, usable_cores
+
+DEFAULT_CPU_KV_BYTES = 1 << 30
+
+
+def on_cpu() -> bool:
+    return bool(current_platform.is_cpu())
+
+
+def start_llm(settings: EngineSettings) -> AsyncLLM:
+    """Blocks until the model is loaded (seconds to minutes). Raises BadInput, Unavailable."""
+    threads = settings.compute_threads or usable_cores()
+    variables = {"VLLM_ENGINE_READY_TIMEOUT_S": str(int(settings.start_timeout_s))}
+    variables.update(cpu_process_variables(threads, settings.enforce_eager is False) if on_cpu() else {})
+    try:
+        with temporarily(os.environ, variables):
+            return AsyncLLM.from_engine_args(engine_args(settings))
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise BadInput(
+            f"vLLM cannot serve this model with these settings: {_first_line(error)}", param="model"
+        ) from error
+    except RuntimeError as error:
+        raise Unavailable(f"The engine did not start: {_first_line(error)} The log has the reason.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:400] if lines else type(error).__name__
+
+
+def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
+    """Common arguments plus those of the platform."""
+    return AsyncEngineArgs(
+        model=str(settings.model_path),
+        served_model_name=[settings.model_id],
+        dtype=settings.dtype,
+        seed=settings.seed,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_queued_reqs=settings.max_num_seqs + settings.max_queued_requests,
+        enable_prefix_caching=settings.prefix_caching,
+        enable_lora=True,
+        max_loras=settings.max_loras,
+        max_cpu_loras=max(settings.max_cpu_loras, settings.max_loras),
+        max_lora_rank=settings.max_lora_rank,
+        lora_target_modules=list(settings.lora_modules) if settings.lora_modules else None,
+        worker_extension_cls="tunedock_server.engine.worker.WorkerExtension",
+        **(_cpu_args(settings) if on_cpu() else _gpu_args(settings)),
+    )
+
+
+def _cpu_args(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        "distributed_executor_backend": "uni",
+        "enforce_eager": settings.enforce_eager is not False,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes or DEFAULT_CPU_KV_BYTES,
+    }
+
+
+def _gpu_args(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        "enforce_eager": settings.enforce_eager is True,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+    }

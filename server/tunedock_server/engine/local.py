@@ -1,0 +1,132 @@
+"""`LocalEngine`: the one-machine engine pool, an `AsyncLLM` in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from tunedock_api.errors import Unavailable
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ..pool import EngineFacts, EngineSettings, GenerateDelta, GenerateRequest, Pinned, Residency, Scores, SseStream
+from . import errors
+from .facts import read_facts
+from .generate import generate
+from .hosted import HostedAdapters
+from .intake import VerifiedFiles
+from .llm import start_llm
+from .openai import OpenAIFrontEnd
+from .score import score
+from .streams import Tracked
+
+# vLLM's own warm-up adapters use the ids from 1 to max_loras.
+_FIRST_ID = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One life of the engine."""
+
+    llm: AsyncLLM
+    front: OpenAIFrontEnd
+    adapters: HostedAdapters
+
+
+class LocalEngine:
+    """Implements `EnginePool`. All methods belong to the event loop that called `start`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._ids = itertools.count(_FIRST_ID)
+        self._scores = itertools.count()
+        self._files = VerifiedFiles()
+        self._facts: EngineFacts | None = None
+        self._run: _Run | None = None
+
+    @property
+    def facts(self) -> EngineFacts:
+        if self._facts is None:
+            raise Unavailable("The engine has not started yet.", retry_after_s=5.0)
+        return self._facts
+
+    async def start(self) -> None:
+        await self.stop()
+        llm = await asyncio.to_thread(start_llm, self._settings)
+        adapters = HostedAdapters(llm, self._settings, self._files, self._ids)
+        self._run = _Run(llm, OpenAIFrontEnd(llm, self._settings), adapters)
+        self._facts = await read_facts(llm, self._settings)
+
+    async def stop(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            await asyncio.to_thread(run.llm.shutdown)
+
+    def alive(self) -> bool:
+        return self._run is not None and not self._run.llm.errored
+
+    async def stage(self, pinned: Pinned) -> None:
+        await self._live().adapters.stage(pinned)
+
+    async def load(self, pinned: Pinned) -> None:
+        await self._live().adapters.load(pinned)
+
+    async def unload(self, digest: str) -> None:
+        if self.alive():
+            await self._live().adapters.unload(digest)
+
+    async def pin(self, digest: str) -> None:
+        await self._live().adapters.pin(digest)
+
+    async def residency(self) -> dict[str, Residency]:
+        return await self._live().adapters.residency()
+
+    async def chat(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        return await self._answer("chat", body, pinned, request_id)
+
+    async def complete(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        return await self._answer("complete", body, pinned, request_id)
+
+    async def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
+        run = self._live()
+        lora, done = run.adapters.enter(pinned)
+        try:
+            async with aclosing(generate(run.llm, run.front, request, pinned, lora)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            done()
+
+    async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
+        run = self._live()
+        lora, done = run.adapters.enter(pinned)
+        try:
+            return await score(run.llm, token_ids, lora, f"score-{next(self._scores)}")
+        except Exception as error:  # edge to vLLM
+            raise errors.from_exception(error) from error
+        finally:
+            done()
+
+    async def _answer(
+        self, kind: str, body: dict[str, Any], pinned: Pinned, request_id: str
+    ) -> dict[str, Any] | SseStream:
+        run = self._live()
+        lora, done = run.adapters.enter(pinned)
+        handler = run.front.chat if kind == "chat" else run.front.complete
+        try:
+            answer = await handler(body, pinned, lora, request_id)
+        except BaseException:
+            done()
+            raise
+        if isinstance(answer, dict):
+            done()
+            return answer
+        return Tracked(answer, done)
+
+    def _live(self) -> _Run:
+        if self._run is None or self._run.llm.errored:
+            raise errors.engine_down()
+        return self._run

@@ -1,0 +1,94 @@
+"""Numeric self-check of the LoRA wrapper that a worker really uses, against plain float64 PyTorch.
+
+Runs in the worker at start: a plugin that did not load is only a log line in vLLM, so we ask and we measure.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from .patches import CPU_WRAPPER
+
+SLOTS, RANK, WIDTH, OUT = 3, 8, 64, (48, 16)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_log = logging.getLogger("tunedock.engine")
+
+
+def run(manager: Any) -> dict[str, Any]:
+    """`{"wrapper", "ours", "device", "error": worst relative error or -1, "degraded": str}`; "" means all is well.
+
+    On CPU a failing wrapper is replaced by vLLM's own before the first request. Other platforms keep vLLM's kernels.
+    """
+    wrapper = next(iter(manager._adapter_manager.punica_wrapper_mapping.values()))
+    name = f"{type(wrapper).__module__}.{type(wrapper).__qualname__}"
+    device = torch.device(manager.device).type
+    facts: dict[str, Any] = {
+        "wrapper": name,
+        "ours": name == CPU_WRAPPER,
+        "device": device,
+        "error": -1.0,
+        "degraded": "",
+    }
+    if device != "cpu":
+        return facts
+    dtype = manager.lora_config.lora_dtype
+    facts["error"] = worst_error(type(wrapper), dtype)
+    if not facts["ours"]:
+        facts["degraded"] = (
+            "vLLM's own CPU LoRA path is in use: base-model rows in mixed batches may be wrong, and it is slow"
+        )
+    elif facts["error"] > TOLERANCE[dtype]:
+        facts["degraded"] = (
+            f"the CPU LoRA self-check failed (relative error {facts['error']:.2g}); vLLM's own path is in use: "
+            "base-model rows in mixed batches may be wrong, and it is slow"
+        )
+        _use_stock(manager)
+    if facts["degraded"]:
+        _log.error("LoRA is degraded: %s", facts["degraded"])
+    return facts
+
+
+def worst_error(wrapper_class: type, dtype: torch.dtype) -> float:
+    """Worst absolute error over all rows, relative to the largest reference value; all slots full, base rows between."""
+    from vllm.lora.layers import LoRAMapping
+
+    generator = torch.Generator().manual_seed(7)
+    ids = (0, 11, 12, 0, 13, 13, 11, 0, 12)
+    wrapper = wrapper_class(len(ids), len(ids), "cpu")
+    wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill=True), [11, 12, 13], SLOTS + 1, 100)
+    x = torch.randn(len(ids), WIDTH, generator=generator).to(dtype)
+    y = torch.randn(len(ids), sum(OUT), generator=generator).to(dtype)
+    a = tuple(torch.randn(SLOTS, 1, RANK, WIDTH, generator=generator).to(dtype) / 8 for _ in OUT)
+    b = tuple(torch.randn(SLOTS, 1, out, RANK, generator=generator).to(dtype) / 8 for out in OUT)
+    expected = reference(y, x, a, b, [{11: 0, 12: 1, 13: 2}.get(i, -1) for i in ids])
+    wrapper.add_lora_linear(y, x, a, b, 1.0, OUT)
+    return float((y.double() - expected).abs().max() / expected.abs().max())
+
+
+def reference(
+    y: torch.Tensor, x: torch.Tensor, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], slots: list[int]
+) -> torch.Tensor:
+    """The same in float64, row by row: `[T, out]`."""
+    expected = y.double()
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            delta = [
+                b_i[slot, 0].double() @ (a_i[slot, 0].double() @ x[row].double()) for a_i, b_i in zip(a, b, strict=True)
+            ]
+            expected[row] += torch.cat(delta)
+    return expected
+
+
+def _use_stock(manager: Any) -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    adapters = manager._adapter_manager
+    stock = PunicaWrapperCPU(adapters.max_num_batched_tokens, adapters.max_num_seqs, manager.device)
+    for key in adapters.punica_wrapper_mapping:
+        adapters.punica_wrapper_mapping[key] = stock
+    for layer in adapters.modules.values():
+        layer.set_mapping(stock)
+    adapters._last_mapping = None

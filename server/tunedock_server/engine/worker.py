@@ -1,0 +1,89 @@
+"""Methods that we add to vLLM's worker (`worker_extension_cls`): called by name over RPC, between two engine steps.
+
+Arguments and results are plain values. Each returns in microseconds but `tunedock_load` (a copy into a slot) and the
+self-check.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+
+from . import patches, selfcheck
+from .staging import StageError
+
+
+class WorkerExtension:
+    """`self.model_runner` is vLLM's; a worker without LoRA has no `lora_manager`."""
+
+    model_runner: Any
+
+    def tunedock_facts(self) -> dict[str, Any]:
+        """What is active in this worker, with the result of the numeric self-check."""
+        manager = self.model_runner.lora_manager
+        return {
+            "patches": patches.installed(),
+            "modules": sorted({name.rpartition(".")[2] for name in _served(manager)}),
+            "bytes_per_slot": _bytes_per_slot(manager),
+            **selfcheck.run(manager),
+        }
+
+    def tunedock_stage(self, lora_id: int, name: str, path: str) -> None:
+        patches.staged_adapters(self.model_runner.lora_manager).begin(lora_id, name, path)
+
+    def tunedock_staged(self, lora_id: int) -> dict[str, str | bool]:
+        """`{"done": bool}`, or `{"done": True, "kind", "error"}` once after staging failed."""
+        staged = patches.staged_adapters(self.model_runner.lora_manager)
+        try:
+            return {"done": staged.finished(lora_id)}
+        except StageError as error:
+            staged.drop(lora_id)
+            return {"done": True, "kind": error.kind, "error": str(error)}
+
+    def tunedock_load(self, lora_id: int, name: str, path: str) -> None:
+        """Puts a staged adapter into a slot. Raises LookupError when it is not staged."""
+        manager = self.model_runner.lora_manager
+        manager.add_adapter(LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path))
+
+    def tunedock_unload(self, lora_id: int) -> None:
+        manager = self.model_runner.lora_manager
+        manager.remove_adapter(lora_id)
+        patches.staged_adapters(manager).drop(lora_id)
+
+    def tunedock_pin(self, lora_id: int) -> None:
+        self.model_runner.lora_manager.pin_adapter(lora_id)
+
+    def tunedock_residency(self) -> dict[str, list[int]]:
+        """Engine ids by place; `slot` includes the pinned ones."""
+        manager = self.model_runner.lora_manager
+        adapters = manager._adapter_manager
+        return {
+            "host": patches.staged_adapters(manager).ids(),
+            "slot": [lora_id for lora_id in adapters.lora_index_to_id if lora_id is not None],
+            "pinned": sorted(adapters._active_adapters.pinned_items),
+        }
+
+    def tunedock_collect_garbage(self) -> None:
+        gc.collect()
+
+
+def _served(manager: Any) -> list[str]:
+    """Full names of the modules that can carry an adapter, as adapters name them (q_proj, not qkv_proj)."""
+    adapters = manager._adapter_manager
+    return [part for name in adapters.modules for part in adapters.packed_modules.get(name, [name])]
+
+
+def _bytes_per_slot(manager: Any) -> int:
+    adapters = manager._adapter_manager
+    layers = {id(layer): layer for layer in adapters.modules.values()}.values()
+    total = sum(
+        t.nbytes for layer in layers for t in (*_stack(layer, "lora_a_stacked"), *_stack(layer, "lora_b_stacked"))
+    )
+    return int(total // adapters.lora_slots)
+
+
+def _stack(layer: Any, name: str) -> tuple[Any, ...]:
+    value = getattr(layer, name)
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
