@@ -1,105 +1,104 @@
-"""The real server on a real socket, in a thread of the test process: only the engine behind it is a fake."""
+"""One real server for the whole e2e session: real vLLM, real trainer process, real `openai` client."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterator
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import uvicorn
-from tunedock_api.manifest import Lineage
-from tunedock_registry.adapters.intake import ManifestParts, prepare
+import psutil
+from openai import OpenAI
+from tunedock import TuneDock
 from tunedock_registry.layout import Home
-from tunedock_registry.records import Target, VersionRecord
-from tunedock_registry.registry import Registry
-from tunedock_server.app import Server, build_app
-from tunedock_server.settings import Settings
+from tunedock_registry.models import DEFAULT_MODEL, resolve_model
 
-from .bases import tiny_base, write_adapter
-from .fake_pool import FakePool
+from examples.serving import ServerProcess, answers, read_text
 
-T = TypeVar("T")
-BASE = "tiny-base"
+BASE = DEFAULT_MODEL
+# Small, so that more adapters than slots and host places are cheap to make.
+SMALL = {
+    "TUNEDOCK_MAX_LORAS": "4",
+    "TUNEDOCK_MAX_CPU_LORAS": "6",
+    "TUNEDOCK_MAX_LORA_RANK": "16",
+    "TUNEDOCK_MAX_MODEL_LEN": "1024",
+    "TUNEDOCK_KV_CACHE_BYTES": str(256 << 20),
+    "TUNEDOCK_COLLECT_EVERY_S": "2",
+    "TUNEDOCK_COLLECT_GRACE_S": "2",
+}
 
 
-@dataclass
-class LiveServer:
-    """`run` runs something on the server's own loop."""
+@dataclass(frozen=True)
+class Live:
+    """The running server and clients of it."""
 
-    url: str
-    server: Server
-    registry: Registry
-    pool: FakePool
-    loop: asyncio.AbstractEventLoop
-    folder: Path
+    server: ServerProcess
+    openai: OpenAI
+    dock: TuneDock
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+    @property
+    def env(self) -> dict[str, str]:
+        """What the `tunedock` command needs to reach it."""
+        return {**os.environ, "TUNEDOCK_BASE_URL": self.server.base_url, "NO_COLOR": "1"}
 
-    def peft_folder(self, seed: int = 0) -> Path:
-        """Another adapter for every seed."""
-        return write_adapter(self.folder / f"peft-{seed}", tiny_base(BASE), seed)
+    def is_ready(self) -> bool:
+        return answers(f"{self.server.root_url}/readyz")
 
-    def ready(self, name: str = "support", seed: int = 0, *, production: bool = True) -> VersionRecord:
-        """A version that passed the gate; the first one of a name is in production."""
-        folder = self.peft_folder(seed)
-        parts = ManifestParts(Lineage(origin="imported"))
-        config = (folder / "adapter_config.json").read_bytes()
-        prepared = prepare(config, folder / "adapter_model.safetensors", tiny_base(BASE), parts)
-        version = self.registry.adapters.publish("default", name, prepared, origin="imported")
-        while version.state not in ("ready", "rejected"):
-            threading.Event().wait(0.02)
-            version = self.registry.adapters.by_id(version.id)
-        if production and version.number and version.number > 1:
-            self.registry.adapters.set_alias("default", name, "production", [Target(version.number)])
-        self.run(self.server.watcher.look())
-        return version
+    def processes(self, part: str) -> list[psutil.Process]:
+        """Children of the server whose command line or name holds `part`."""
+        children = psutil.Process(self.server.pid).children(recursive=True)
+        return [child for child in children if part in _named(child)]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples over its labels, from /metrics."""
+        lines = read_text(f"{self.server.root_url}/metrics").splitlines()
+        rows = (line.rsplit(" ", 1) for line in lines if line.startswith(name))
+        return sum(float(value) for _, value in rows)
 
 
 @contextmanager
-def live_server(folder: Path, **settings: Any) -> Iterator[LiveServer]:
-    """Starts on free ports and ends with everything released."""
-    registry = Registry.open(Home(folder / "home"))
-    started: list[LiveServer] = []
-    failed: list[BaseException] = []
-    up, stop = threading.Event(), threading.Event()
+def live_server(home: Path, environment: dict[str, str] | None = None) -> Iterator[Live]:
+    """A server on `home`; base models come from the usual home."""
+    home.mkdir(parents=True, exist_ok=True)
+    usual = Home.resolve(os.environ.get("TUNEDOCK_HOME") or Path(__file__).parents[2] / ".home")
+    resolve_model(None, usual)
+    if not (home / "models").exists():
+        (home / "models").symlink_to(usual.models)
+    server = ServerProcess(home, environment={**SMALL, **(environment or {})})
+    with server, OpenAI(base_url=server.base_url, api_key="any") as openai, TuneDock(server.base_url) as dock:
+        yield Live(server, openai, dock)
 
-    async def serve() -> None:
-        pool = FakePool(tiny_base(BASE))
-        server = Server(Settings(poll_s=0.05, **settings), registry, pool, BASE)
-        await server.start()
-        http = uvicorn.Server(uvicorn.Config(build_app(server), port=0, log_level="warning", lifespan="off"))
-        task = asyncio.create_task(http.serve())
-        while not http.started:  # noqa: ASYNC110 (uvicorn has no event for it)
-            await asyncio.sleep(0.01)
-        port = http.servers[0].sockets[0].getsockname()[1]
-        loop = asyncio.get_running_loop()
-        started.append(LiveServer(f"http://127.0.0.1:{port}/v1", server, registry, pool, loop, folder))
-        up.set()
-        await asyncio.to_thread(stop.wait)
-        http.should_exit = True
-        await task
-        await server.stop()
 
-    def body() -> None:
-        try:
-            asyncio.run(serve())
-        except BaseException as error:
-            failed.append(error)
-            up.set()
+def chat_file(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """(question, answer) rows as chat JSONL."""
+    lines = (
+        json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}) for q, a in rows
+    )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
-    thread = threading.Thread(target=body, name="live-server")
-    thread.start()
-    up.wait(30)
+
+def upload(client: OpenAI, path: Path, purpose: Any = "fine-tune") -> str:
+    """Returns the file's id when the service has judged it."""
+    with path.open("rb") as stream:
+        file = client.files.create(file=stream, purpose=purpose)
+    return client.files.wait_for_processing(file.id, poll_interval=0.1).id
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.1) -> None:
+    """Waits for `condition`. Fails with `what` after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(poll_s)
+
+
+def _named(process: psutil.Process) -> str:
     try:
-        if failed:
-            raise failed[0]
-        yield started[0]
-    finally:
-        stop.set()
-        thread.join(30)
-        registry.close()
+        return " ".join([process.name(), *process.cmdline()])
+    except psutil.NoSuchProcess:
+        return ""

@@ -1,0 +1,31 @@
+"""One server for the session, and two versions of `dates` that were tuned on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.live_server import BASE, Live, live_server
+
+from examples.demo.domain import Domain
+from examples.demo.tuning import tune
+
+DATES, NEXT_DATES = Domain("dates"), Domain("dates", "-v2")
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live_server(tmp_path_factory.mktemp("e2e") / "home") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def dates_v1(live: Live) -> str:
+    """The reference of version 1, tuned on the 600 rows of the example."""
+    return tune(live.openai, BASE, DATES.train_path, "dates", 1, print).model
+
+
+@pytest.fixture(scope="session")
+def dates_v2(live: Live, dates_v1: str) -> str:
+    """Version 2: other data, so that its answers carry the key `day` where version 1 says `date`."""
+    return tune(live.openai, BASE, NEXT_DATES.train_path, "dates", 1, print).model
