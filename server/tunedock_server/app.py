@@ -19,6 +19,7 @@ from .http import adapters as adapter_routes
 from .http import errors
 from .http import files as file_routes
 from .http import inference as inference_routes
+from .http import jobs as job_routes
 from .http import models as model_routes
 from .http import ops as ops_routes
 from .http.auth import Authenticator
@@ -34,6 +35,7 @@ from .services.adapters import AdapterService
 from .services.capacity import capacity
 from .services.files import FileService, FileValidator
 from .services.inference import Admission, Inference
+from .services.jobs import JobService
 from .services.models import ModelService
 from .services.promotion import Promotion
 from .services.requests import RequestCaps
@@ -90,6 +92,7 @@ class Server:
         )
         self.validator = FileValidator(registry)
         self.files = FileService(registry, self.validator, settings.max_upload_bytes)
+        self.jobs = JobService(registry, self.files, self.catalog, pool, self.watcher.look)
         self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
         self.models = ModelService(self.catalog, int(time.time()))
         self.metrics = Metrics(self._readings)
@@ -101,6 +104,7 @@ class Server:
         await self.catalog.refresh()
         await self.keeper.start()
         await self.validator.recover()
+        await self.jobs.recover()
         for work in self._background():
             self._tasks.append(asyncio.create_task(work))
 
@@ -199,6 +203,7 @@ def build_app(server: Server) -> ASGIApp:
     )
     model_routes.declare(routes, server.models)
     file_routes.declare(routes, server.files, settings.max_upload_bytes)
+    job_routes.declare(routes, server.jobs)
     adapter_routes.declare(
         routes, server.adapters, lambda: capacity(server.pool.facts, server.residents, server.catalog)
     )

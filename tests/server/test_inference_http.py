@@ -180,13 +180,13 @@ async def test_the_deadline_of_the_caller_ends_the_request(server: Running) -> N
 async def test_too_many_requests_are_refused_at_once_with_a_hint(tmp_path: Path) -> None:
     async with running(tmp_path, max_inflight=2) as server:
         server.pool.behaviour.token_s = 0.2
-        running = [asyncio.create_task(server.ask("tiny-base")) for _ in range(2)]
+        tasks = [asyncio.create_task(server.ask("tiny-base")) for _ in range(2)]
         await eventually(lambda: _running(server))
         with pytest.raises(openai.InternalServerError) as caught:
             await server.ask("tiny-base")
         assert caught.value.status_code == 503
         assert caught.value.response.headers["retry-after"] == "1"
-        await asyncio.gather(*running)
+        await asyncio.gather(*tasks)
 
 
 async def test_models_are_listed_with_their_parent_and_retrieved_by_any_reference(server: Running) -> None:

@@ -1,0 +1,113 @@
+"""`tunedock serve`. Checks what can be checked in a second before anything heavy is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from tunedock_api.errors import BadInput
+from tunedock_registry.layout import Home
+
+from .settings import LOOPBACK, Settings
+
+log = logging.getLogger("tunedock")
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="Base model: folder or Hugging Face id [default: smollm2-135m-instruct].")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="REST port; 0 takes a free one [default: 8000].")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [default: 8001].")] = None,
+    home: Annotated[str | None, typer.Option(help="Where everything is kept [default: TUNEDOCK_HOME].")] = None,
+    trainer: Annotated[
+        bool | None, typer.Option("--trainer/--no-trainer", help="Run a trainer beside the server.")
+    ] = None,
+    max_loras: Annotated[int | None, typer.Option(help="Slots: distinct adapters in one batch.")] = None,
+    max_cpu_loras: Annotated[int | None, typer.Option(help="Adapters kept in host memory.")] = None,
+    max_lora_rank: Annotated[int | None, typer.Option(help="Highest rank that a slot holds.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of GPU memory to use.")] = None,
+    tool_parser: Annotated[str | None, typer.Option(help="vLLM's parser for tool calls.")] = None,
+    insecure_no_auth: Annotated[
+        bool | None, typer.Option("--insecure-no-auth", help="Serve a non-loopback address without authentication.")
+    ] = None,
+) -> None:
+    """Serve the base model and every adapter: REST, gRPC, and a trainer beside them."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    settings = read_settings(given)
+    check_exposure(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    run(settings)
+
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """Flags over environment over defaults. Raises BadInput that names the field."""
+    from pydantic import ValidationError
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise BadInput(f"{name}: {first['msg']}. Set it with --{name.replace('_', '-')}.", param=name) from None
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises BadInput for an open server that nobody asked for in so many words."""
+    if settings.host in LOOPBACK or settings.authenticated():
+        return
+    if not settings.insecure_no_auth:
+        raise BadInput(
+            f"Refusing to serve {settings.host} without authentication: set TUNEDOCK_API_KEY, or pass "
+            "--insecure-no-auth if the network is trusted.",
+            param="host",
+        )
+    typer.echo(f"warning: anybody who reaches {settings.host} can use and change this server.", err=True)
+
+
+def run(settings: Settings) -> None:
+    """Port, home and model first: each failure is one line before the engine's minute of start-up."""
+    from tunedock_registry.models.resolve import resolve_model
+    from tunedock_registry.registry import Registry
+
+    from .app import Server
+    from .pool import create_engine
+    from .run import bind, serve
+
+    sock = bind(settings.host, settings.port)
+    home = Home.resolve(settings.home).create()
+    local = resolve_model(settings.model, home, lambda step: log.info(step.message))
+    if find_spec("vllm") is None:
+        raise ModuleNotFoundError("vllm is not installed", name="vllm")
+    registry = Registry.open(home, database_url=settings.database_url)
+    try:
+        pool = create_engine(settings.engine(str(local.path), local.model_id))
+        server = Server(settings, registry, pool, local.model_id, trainer=_trainer(settings, home, str(local.path)))
+        asyncio.run(serve(server, sock, _announce))
+    finally:
+        registry.close()
+
+
+def _announce(line: str) -> None:
+    typer.echo(line)
+
+
+def _trainer(settings: Settings, home: Home, model: str) -> Any:
+    """The supervisor of the trainer process; None when it is not wanted or not installed."""
+    from .supervisor import Supervisor
+
+    if not settings.trainer:
+        return None
+    if find_spec("peft") is None or find_spec("tunedock_trainer") is None:
+        log.warning("no trainer is started: its packages are missing (pip install 'tunedock[trainer]')")
+        return None
+    command = [sys.executable, "-m", "tunedock_trainer", "--home", str(home.root), "--model", model]
+    return Supervisor(command, parent_pid=os.getpid())
