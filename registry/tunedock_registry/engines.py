@@ -9,6 +9,8 @@ from enum import Enum, auto
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from .bell import Bell
+
 
 class Fault(Enum):
     """Failures that are not the caller's and that pass: the disk is full, others write, the database is away."""
@@ -25,6 +27,8 @@ class Engines:
     reader: Engine
     writer: Engine
     fault: Callable[[DBAPIError], Fault | None]
+    bell: Bell
 
     def dispose(self) -> None:
+        self.bell.close()
         self.reader.dispose()

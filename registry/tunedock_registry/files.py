@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -62,6 +62,15 @@ class Files:
                     idempotency.remember(session, project, "file", same, row.id, self._clock.now())
                 return _record(row)
 
+    @property
+    def staging(self) -> Staging:
+        return self._staging
+
+    def chunks(self, sha256: str) -> Iterator[bytes]:
+        """A blob's bytes, a mebibyte at a time. Raises Unavailable."""
+        with self._blobs.open(sha256) as stream:
+            yield from iter(lambda: stream.read(1 << 20), b"")
+
     def store(self, staged: Staged) -> None:
         """Puts the bytes into the blob store. The row comes first: from then on the collector leaves them alone."""
         with self._db.write() as session:
@@ -86,6 +95,11 @@ class Files:
         )
         session.add(row)
         return row
+
+    def find(self, session: Session, project: str, file_id: str) -> FileRecord | None:
+        """In the caller's transaction; None when it is gone."""
+        row = self._find(session, project, file_id)
+        return None if row is None else _record(row)
 
     def get(self, project: str, file_id: str) -> FileRecord:
         """Raises NotFound."""

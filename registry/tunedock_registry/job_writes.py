@@ -18,6 +18,7 @@ from .records import CheckpointRecord, Claim, EventLevel, EventRecord, EventType
 from .rows import to_record
 from .tables.base import bump
 from .tables.jobs import CheckpointRow, EventRow, JobRow
+from .webhook_events import announce
 
 
 def job_record(row: JobRow) -> JobRecord:
@@ -52,6 +53,9 @@ def move(session: Session, row: JobRow, to: JobStatus, now: int) -> None:
     row.status = to
     if to in FINAL:
         row.finished_at, row.estimated_finish = now, None
+        # Success is announced when the gate has let the version through.
+        if to != "succeeded":
+            announce(session, row.project, f"fine_tuning.job.{to}", row.id, now)
     if to == "queued":
         row.worker_id = None
     bump(session)

@@ -1,6 +1,9 @@
-"""PostgreSQL: one writer at a time by an advisory lock, readers on a snapshot."""
+"""PostgreSQL: one writer at a time by an advisory lock, readers on a snapshot, NOTIFY for whoever watches."""
 
 from __future__ import annotations
+
+import time
+from typing import Any
 
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -12,6 +15,7 @@ LOCK_TIMEOUT_S = 30
 # Any constant will do; it only has to be ours ("tune" in ASCII).
 WRITER_LOCK = 0x74756E65
 _LOCK = "tunedock_lock"
+CHANNEL = "tunedock_changed"
 
 _BUSY = ("55P03", "40001", "40P01")  # lock timeout, serialization failure, deadlock
 _DOWN = ("08", "53", "57", "58")  # connection lost, no resources, shut down, system error
@@ -42,6 +46,7 @@ def connect(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engines:
         reader=engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
         writer=engine.execution_options(**{_LOCK: True}),
         fault=fault,
+        bell=NotifyBell(url.set(drivername="postgresql").render_as_string(hide_password=False)),
     )
 
 
@@ -60,3 +65,36 @@ def fault(error: DBAPIError) -> Fault | None:
 def _on_begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_LOCK):
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
+
+
+class NotifyBell:
+    """Rings when the trigger on `change_counter` (migration 0003) notifies, and every `poll_s` in case one was missed.
+
+    It keeps one connection. While the database is away it rings by the clock alone.
+    """
+
+    def __init__(self, conninfo: str, poll_s: float = 1.0) -> None:
+        self._conninfo = conninfo
+        self._poll_s = poll_s
+        self._connection: Any = None
+
+    def wait(self, timeout_s: float) -> None:
+        import psycopg  # only in installations that use it
+
+        pause_s = min(timeout_s, self._poll_s)
+        started = time.monotonic()
+        try:
+            if self._connection is None:
+                self._connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10)
+                self._connection.execute(f"LISTEN {CHANNEL}")
+                return  # what happened before we listened is only in the counter
+            for _ in self._connection.notifies(timeout=pause_s, stop_after=1):
+                return
+        except psycopg.Error:
+            self.close()
+            time.sleep(max(0.0, pause_s - (time.monotonic() - started)))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

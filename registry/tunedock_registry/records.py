@@ -56,6 +56,31 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class PartRecord:
+    id: str
+    upload_id: str
+    size_bytes: int
+    sha256: str
+    created_at: int
+
+
+@dataclass(frozen=True)
+class UploadRecord:
+    """`size_bytes` is what was announced. `file` is set once completed, unless it was deleted since."""
+
+    id: str
+    project: str
+    filename: str
+    purpose: str
+    mime_type: str
+    size_bytes: int
+    status: UploadStatus
+    file: FileRecord | None
+    created_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """What the caller asks for. `adapter` None means `ft-` and the first 8 characters of the job's id."""
 

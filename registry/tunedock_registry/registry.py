@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -11,14 +12,19 @@ from .adapters.folders import LocalFolders
 from .adapters.store import Adapters
 from .blobs import Blobs, open_blobs
 from .clock import Clock
+from .collector import Collector
 from .db import Database, open_database
 from .durable import DurableFS
 from .files import Files
 from .jobs import Jobs
+from .keys import Keys
 from .layout import Home
 from .migrate import migrate
+from .permissions import Permissions
 from .staging import Staging
 from .tables.base import ChangeCounter
+from .uploads import Uploads
+from .webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Registry:
     files: Files
     jobs: Jobs
     adapters: Adapters
+    uploads: Uploads
+    keys: Keys
+    permissions: Permissions
+    webhooks: Webhooks
+    collector: Collector
 
     @classmethod
     def open(
@@ -53,12 +64,34 @@ class Registry:
         blobs = open_blobs(home, fs)
         adapters = Adapters(db, LocalFolders(home, fs, clock.wall), clock)
         files = Files(db, blobs, Staging(fs, home.tmp), clock)
-        return cls(home, db, blobs, files, Jobs(db, clock), adapters)
+        return cls(
+            home=home,
+            db=db,
+            blobs=blobs,
+            files=files,
+            jobs=Jobs(db, clock),
+            adapters=adapters,
+            uploads=Uploads(db, files, clock),
+            keys=Keys(db, clock),
+            permissions=Permissions(db, clock),
+            webhooks=Webhooks(db, clock),
+            collector=Collector(db, blobs, fs, clock, home.tmp),
+        )
 
     def change_counter(self) -> int:
         """Rises with every committed write that a server must notice: versions, aliases, pins, a job's status."""
         with self.db.read() as session:
             return session.scalars(select(ChangeCounter.value)).one()
+
+    def wait_for_change(self, seen: int, timeout_s: float) -> int:
+        """The change counter as soon as it differs from `seen`, or after `timeout_s`. For one thread at a time.
+
+        PostgreSQL rings at the commit; SQLite is looked at ten times a second.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (counter := self.change_counter()) == seen and (left_s := deadline - time.monotonic()) > 0:
+            self.db.wait(left_s)
+        return counter
 
     def close(self) -> None:
         self.db.close()

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from .bell import SleepBell
 from .engines import Engines, Fault
 
 BUSY_TIMEOUT_S = 30
@@ -58,6 +59,7 @@ def connect(path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engines:
         # IMMEDIATE: a transaction that reads first and writes later would otherwise fail instead of waiting.
         writer=engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"}),
         fault=fault,
+        bell=SleepBell(),
     )
 
 
