@@ -6,9 +6,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .ids import new_id
+from .records import VersionState
 from .tables.webhooks import DeliveryRow, EndpointRow, WebhookEventRow
 
 EVENT_TYPES = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
+
+
+def announce_verdict(session: Session, project: str, job_id: str, state: VersionState, now: int) -> None:
+    """What the gate said of a job's version decides how the job ended, as its caller sees it."""
+    if state == "ready":
+        announce(session, project, "fine_tuning.job.succeeded", job_id, now)
+    if state == "rejected":
+        announce(session, project, "fine_tuning.job.failed", job_id, now)
 
 
 def announce(session: Session, project: str, type: str, object_id: str, now: int) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 from support.registry import FakeTime, claimed_job, queued_job
+from support.shelf import Shelf
 from tunedock_api.errors import BadInput, NotFound
 from tunedock_registry.clock import Clock
+from tunedock_registry.records import VersionState
 from tunedock_registry.registry import Registry
 from tunedock_registry.webhook_events import EVENT_TYPES, announce
 from tunedock_registry.webhooks import RETRY_DELAYS_S, SENDING_S, Delivery, NewSecret, Webhooks
@@ -59,6 +62,29 @@ def test_failed_and_cancelled_jobs_are_announced_with_their_change(registry: Reg
     cancelled_job(registry)
     types = [json.loads(delivery.body)["type"] for delivery in registry.webhooks.take_due()]
     assert types == ["fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+
+
+@pytest.mark.parametrize(("verdict", "event"), [("ready", "succeeded"), ("rejected", "failed")])
+def test_a_trained_job_is_announced_when_the_gate_has_spoken(tmp_path: Path, verdict: VersionState, event: str) -> None:
+    shelf = Shelf.open(tmp_path)
+    endpoint(shelf.registry)
+    claim = claimed_job(shelf.registry)
+    version = shelf.registry.adapters.publish("default", "support", shelf.prepare(), origin="trained", claim=claim)
+    shelf.registry.adapters.set_state(version.id, "verifying")
+    assert shelf.registry.webhooks.take_due() == []
+    shelf.registry.adapters.set_state(version.id, verdict)
+    [delivery] = shelf.registry.webhooks.take_due()
+    value = json.loads(delivery.body)
+    assert (value["type"], value["data"]["id"]) == (f"fine_tuning.job.{event}", claim.job.id)
+    shelf.registry.close()
+
+
+def test_an_imported_version_is_no_job_and_announces_nothing(tmp_path: Path) -> None:
+    shelf = Shelf.open(tmp_path)
+    endpoint(shelf.registry)
+    shelf.ready()
+    assert shelf.registry.webhooks.take_due() == []
+    shelf.registry.close()
 
 
 def test_an_event_is_told_once_to_those_who_asked_for_it(registry: Registry) -> None:

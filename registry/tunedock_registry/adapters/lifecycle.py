@@ -12,6 +12,7 @@ from tunedock_api.errors import Conflict
 from ..records import Target, VersionRecord, VersionState
 from ..tables.adapters import AdapterRow, AliasRow, VersionRow
 from ..tables.base import bump
+from ..webhook_events import announce_verdict
 from .aliases import plan_move
 from .publishing import Publishing
 from .rows import (
@@ -24,7 +25,7 @@ from .rows import (
     version_record,
     versions_query,
 )
-from .versions import LIVE, STORED, changes
+from .versions import LIVE, STORED, WAITING, changes
 
 
 class Lifecycle(Publishing):
@@ -59,6 +60,8 @@ class Lifecycle(Publishing):
             row.metrics = {**row.metrics, **(metrics or {})}
             if to == "ready" and first_alias is not None and row.number is not None:
                 self._promote_first(session, adapter, first_alias, row.number, actor)
+            if record.state in WAITING and record.number is not None and record.job_id is not None:
+                announce_verdict(session, record.project, record.job_id, to, self._clock.now())
             bump(session)
             return _full(row, adapter)
 
