@@ -1,0 +1,72 @@
+"""The child of `isolation`: reads one request from stdin, checks one adapter, writes one answer to stdout."""
+
+from __future__ import annotations
+
+import base64
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tunedock_api.errors import Rejected
+from tunedock_api.manifest import BaseModelIdentity, Lineage, Probe, ServingProfile
+
+from ..models.facts import BaseFacts
+from .intake import ManifestParts, PreparedAdapter, prepare
+
+
+def main() -> None:
+    # OpenBLAS takes its buffer with the first product, and spins for ever when it cannot have it.
+    warm = np.ones((64, 64), np.float32)
+    _ = warm @ warm
+    request = json.load(sys.stdin.buffer)
+    _confine(request["limits"])
+    json.dump(answer(request), sys.stdout)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """`{"config", "manifest"}`, or `{"error"}` with the fields of the Rejected."""
+    try:
+        prepared = _prepare(request)
+    except Rejected as error:
+        return {"error": {"message": error.message, "param": error.param, "details": error.details}}
+    except MemoryError:
+        return {"error": {"message": "Checking the adapter needs more memory than is allowed."}}
+    return {"config": base64.b64encode(prepared.config).decode(), "manifest": prepared.manifest.model_dump(mode="json")}
+
+
+def _prepare(request: dict[str, Any]) -> PreparedAdapter:
+    config = base64.b64decode(request["config"])
+    base = BaseFacts.model_validate(request["base"])
+    return prepare(config, Path(request["weights"]), base, _parts(request["parts"]))
+
+
+def _parts(plain: dict[str, Any]) -> ManifestParts:
+    models = {
+        "lineage": Lineage.model_validate(plain.pop("lineage")),
+        "serving": ServingProfile.model_validate(plain.pop("serving")),
+        "base": _optional(BaseModelIdentity, plain.pop("base")),
+        "probe": _optional(Probe, plain.pop("probe")),
+    }
+    return ManifestParts(**models, **plain)
+
+
+def _optional(model: Any, value: Any) -> Any:
+    return None if value is None else model.model_validate(value)
+
+
+def _confine(limits: dict[str, int]) -> None:
+    """No file may grow, nothing dumps core, and memory and processor time are bounded."""
+    for kind, limit in (
+        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (resource.RLIMIT_CPU, limits["time_s"]),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()
