@@ -46,16 +46,21 @@ class Match:
 
 
 class DuplicateIndex:
-    """A set of examples to compare with. About 1 KB an example.
+    """A set of examples to compare with, read once. About 1 KB an example.
 
-    `matches[n]` says which earlier example the n-th one repeats.
+    `matches[n]` says which earlier example the n-th one repeats; `prompts[n]` is a digest of what it asks.
     """
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        digests, shingles = [], []
+        digests: list[bytes] = []
+        shingles: list[NDArray[np.uint32]] = []
+        self.prompts: list[bytes] = []
         for example in examples:
-            digests.append(_digest(example))
+            prompt, answer = _prompt_and_answer(example)
+            self.prompts.append(_hash(prompt))
+            digests.append(_hash(f"{prompt}\x1f{answer}"))
             shingles.append(_shingles(example))
+        self.contradictions = _contradictions(self.prompts, digests)
         self._template = _common(shingles)
         self._shingles: list[NDArray[np.uint32]] = []
         self._exact: dict[bytes, int] = {}
@@ -64,7 +69,7 @@ class DuplicateIndex:
 
     def find(self, example: Example) -> Match | None:
         """The best match in the set; the earliest of equals."""
-        known = self._exact.get(_digest(example))
+        known = self._exact.get(_hash("\x1f".join(_prompt_and_answer(example))))
         if known is not None:
             return Match(known, "exact", 1.0)
         shingles = self._content(_shingles(example))
@@ -95,30 +100,22 @@ class DuplicateIndex:
 
 def clusters(examples: Sequence[Example]) -> list[int]:
     """A cluster number for each example: duplicates, near duplicates and examples with the same prompt share one."""
+    index = DuplicateIndex(examples)
     parents = list(range(len(examples)))
     first_with: dict[bytes, int] = {}
-    matches = DuplicateIndex(examples).matches
-    for number, (example, match) in enumerate(zip(examples, matches, strict=True)):
+    for number, (prompt, match) in enumerate(zip(index.prompts, index.matches, strict=True)):
         if match is not None:
             _join(parents, number, match.of)
-        _join(parents, number, first_with.setdefault(prompt_digest(example), number))
+        _join(parents, number, first_with.setdefault(prompt, number))
     return [_root(parents, number) for number in range(len(examples))]
 
 
-def contradictions(examples: Iterable[Example]) -> int:
+def _contradictions(prompts: Sequence[bytes], digests: Sequence[bytes]) -> int:
     """How many prompts come with more than one answer."""
     answers: dict[bytes, set[bytes]] = {}
-    for example in examples:
-        answers.setdefault(prompt_digest(example), set()).add(_digest(example))
+    for prompt, digest in zip(prompts, digests, strict=True):
+        answers.setdefault(prompt, set()).add(digest)
     return sum(len(found) > 1 for found in answers.values())
-
-
-def prompt_digest(example: Example) -> bytes:
-    return _hash(_prompt_and_answer(example)[0])
-
-
-def _digest(example: Example) -> bytes:
-    return _hash("\x1f".join(_prompt_and_answer(example)))
 
 
 def _hash(text: str) -> bytes:

@@ -86,7 +86,7 @@ def validate_file(stream: BinaryIO, purpose: str = "fine-tune") -> FileReport:
     """Reads the whole stream and reports every error. Files of another purpose than `fine-tune` are not looked into."""
     if purpose != "fine-tune":
         return FileReport(None, 0, 0)
-    tally = _Tally()
+    tally = Tally()
     for scanned in scan(stream):
         tally.add(scanned)
     return tally.report()
@@ -141,7 +141,9 @@ _SHAPE_CODES = {"extra_key", "missing_key", "invalid_json", "not_a_dictionary", 
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """Sums up scanned lines."""
+
     kind: Kind | None = None
     num_lines: int = 0
     num_examples: int = 0

@@ -121,6 +121,10 @@ class Renderer:
         """The text that the engine's chat endpoint tokenises for these messages."""
         return self._apply(messages, tools, line, generation_prompt=True)
 
+    def text_of(self, token_id: int) -> str:
+        """One token as text, special ones included."""
+        return self._tokenizer.decode([token_id])
+
     @cached_property
     def turn_end_ids(self) -> frozenset[int]:
         """Ids that end an assistant turn: eos, the given stop ids, and what the template writes after an answer."""
@@ -178,9 +182,12 @@ class Renderer:
 
     def _chat(self, example: ChatExample) -> list[Rendered]:
         numbers = [n for n, message in enumerate(example.messages) if message_weight(message)]
-        turns = [self._turn(example.messages, n, example.tools, example.line) for n in numbers]
-        if not turns:
+        if not numbers:
             raise _refuse(example.line, "no_trainable_tokens", "has no assistant message that is trained.")
+        if numbers[0] == 0:
+            reason = "begins with a trained assistant message: put a message before it, or set its weight to 0."
+            raise _refuse(example.line, "nothing_before", reason)
+        turns = [self._turn(example.messages, n, example.tools, example.line) for n in numbers]
         together = self._together(turns) if len(turns) > 1 else None
         return [together] if together else [self._alone(turn, example.line) for turn in turns]
 

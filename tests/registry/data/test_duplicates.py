@@ -7,7 +7,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.datasets import assistant, call, chat, examples, facts, user
-from tunedock_registry.data.duplicates import DuplicateIndex, clusters, contradictions
+from tunedock_registry.data.duplicates import DuplicateIndex, clusters
 
 LONG = " ".join(f"word{n}" for n in range(60))
 
@@ -65,7 +65,7 @@ def test_examples_with_one_prompt_share_a_cluster_and_contradict() -> None:
         chat(user("River?"), assistant("Aare")),
     )
     assert clusters(rows) == [0, 0, 2]
-    assert contradictions(rows) == 1
+    assert DuplicateIndex(rows).contradictions == 1
 
 
 def test_results_do_not_depend_on_the_process() -> None:
