@@ -22,6 +22,7 @@ from .http import inference as inference_routes
 from .http import jobs as job_routes
 from .http import models as model_routes
 from .http import ops as ops_routes
+from .http import publishing as publishing_routes
 from .http.auth import Authenticator
 from .http.context import RequestContext
 from .http.routing import Routes, check_all_guarded
@@ -38,6 +39,7 @@ from .services.inference import Admission, Inference
 from .services.jobs import JobService
 from .services.models import ModelService
 from .services.promotion import Promotion
+from .services.publishing import Publisher
 from .services.requests import RequestCaps
 from .settings import GateSettings, Settings
 from .supervisor import Supervisor
@@ -94,6 +96,7 @@ class Server:
         self.files = FileService(registry, self.validator, settings.max_upload_bytes)
         self.jobs = JobService(registry, self.files, self.catalog, pool, self.watcher.look)
         self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
+        self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes)
         self.models = ModelService(self.catalog, int(time.time()))
         self.metrics = Metrics(self._readings)
         self.draining = False
@@ -134,6 +137,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.publisher.close()
         await self.pool.stop()
 
     def not_ready(self) -> str | None:
@@ -207,6 +211,7 @@ def build_app(server: Server) -> ASGIApp:
     adapter_routes.declare(
         routes, server.adapters, lambda: capacity(server.pool.facts, server.residents, server.catalog)
     )
+    publishing_routes.declare(routes, server.publisher, settings.max_adapter_bytes)
     ops_routes.declare(routes, app, server.not_ready, server.metrics.render)
     check_all_guarded(app.routes)
     return RequestContext(app, server.metrics.observe_request)

@@ -39,7 +39,7 @@ def logprob_of(digest: str | None, tokens: Sequence[int], position: int) -> floa
 
 
 def top1_of(digest: str | None, tokens: Sequence[int], position: int) -> int:
-    return int(hashlib.sha256(f"{digest}:{position}:{tokens[position]}".encode()).hexdigest()[:4], 16)
+    return hashlib.sha256(f"{digest}:{position}:{tokens[position]}".encode()).digest()[0] % 128
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Behaviour:
     load_s: float = 0.0
     start_s: float = 0.0
     same_as_base: set[str] = field(default_factory=set)  # digests without effect
-    wrong: set[str] = field(default_factory=set)  # digests whose scores differ from any probe
+    all_wrong: bool = False  # every adapter's scores differ from any probe
     load_error: TuneDockError | None = None
     start_error: TuneDockError | None = None
     start_errors_left: int = 0
@@ -238,7 +238,7 @@ class FakePool:
         digest = pinned.digest
         if digest in self.behaviour.same_as_base:
             digest = None
-        if digest in self.behaviour.wrong:
+        if digest is not None and self.behaviour.all_wrong:
             digest = "wrong"
         positions = range(1, len(token_ids))
         return Scores(

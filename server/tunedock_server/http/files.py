@@ -69,6 +69,14 @@ def declare(routes: Routes, files: FileService, max_upload_bytes: int) -> None:
         stream = await files.open(project, file_id)
         return download(stream, record.size_bytes, record.filename)
 
+    @routes.get("/v1/files/{file_id}/report", policy=Policy.FILES, tags=["files"])
+    async def file_report(request: Request, file_id: str) -> Response:
+        """Everything that validation found: all errors with their lines, counts, warnings."""
+        record = await files.get(principal_of(request).project, file_id)
+        return JSONResponse(
+            {"object": "file.report", "file": record.id, "status": record.status, **(record.report or {})}
+        )
+
 
 def download(stream: BinaryIO, size_bytes: int, filename: str) -> Response:
     """Sends `stream` in chunks and closes it."""
