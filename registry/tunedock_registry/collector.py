@@ -50,6 +50,7 @@ class Collector:
         with self.db.read() as session:
             unused = session.scalars(select(BlobRow.sha256).where(_unused(before))).all()
         sizes = [size for sha256 in unused if (size := self._remove(sha256, before)) is not None]
+        self.blobs.trim(before)
         return Collected(len(sizes), sum(sizes), self._remove_leftovers(before))
 
     def _expire(self, session: Session) -> None:

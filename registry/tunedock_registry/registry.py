@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from .adapters.folders import LocalFolders
+from .adapters.remote_folders import open_folders
 from .adapters.store import Adapters
 from .blobs import Blobs, open_blobs
 from .clock import Clock
@@ -20,6 +20,7 @@ from .jobs import Jobs
 from .keys import Keys
 from .layout import Home
 from .migrate import migrate
+from .object_store import open_store
 from .permissions import Permissions
 from .staging import Staging
 from .tables.base import ChangeCounter
@@ -49,21 +50,26 @@ class Registry:
         home: Home,
         *,
         database_url: str | None = None,
+        store_url: str | None = None,
         clock: Clock | None = None,
         fs: DurableFS | None = None,
     ) -> Registry:
-        """Creates what is missing and migrates the schema. `database_url` None means TUNEDOCK_DATABASE_URL, and without
-        that SQLite under `home`.
+        """Creates what is missing and migrates the schema. None means TUNEDOCK_DATABASE_URL and TUNEDOCK_STORE_URL,
+        and without those SQLite and folders under `home`.
 
-        Raises BadInput when the home cannot be written or the schema is newer than this release.
+        Raises BadInput when the home cannot be written, a URL is not known or the schema is newer than this release;
+        Unavailable when the database does not answer.
         """
         home.create()
         clock, fs = clock or Clock(), fs or DurableFS()
         db = open_database(home.db_path, database_url or os.environ.get("TUNEDOCK_DATABASE_URL"))
         migrate(db)
-        blobs = open_blobs(home, fs)
-        adapters = Adapters(db, LocalFolders(home, fs, clock.wall), clock)
-        files = Files(db, blobs, Staging(fs, home.tmp), clock)
+        url = store_url or os.environ.get("TUNEDOCK_STORE_URL")
+        store = open_store(url) if url else None
+        staging = Staging(fs, home.tmp)
+        blobs = open_blobs(home, fs, staging, store)
+        adapters = Adapters(db, open_folders(home, fs, clock, store), clock)
+        files = Files(db, blobs, staging, clock)
         return cls(
             home=home,
             db=db,

@@ -24,10 +24,14 @@ class Shelf:
     @classmethod
     def open(cls, folder: Path, database_url: str | None = None) -> Shelf:
         time = FakeTime()
-        registry = open_registry(folder / "home", time, database_url=database_url)
+        return cls.around(open_registry(folder / "home", time, database_url=database_url), folder, time)
+
+    @classmethod
+    def around(cls, registry: Registry, folder: Path, time: FakeTime | None = None) -> Shelf:
+        """For a registry that is open already; `folder` gets the base model and the sources."""
         if not (folder / "base").exists():
             write_base(folder / "base")
-        return cls(registry, folder, time)
+        return cls(registry, folder, time or FakeTime())
 
     def prepare(self, seed: int = 1) -> PreparedAdapter:
         """Another adapter for every seed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -65,7 +65,7 @@ class LocalFolders:
             if target.exists() and not is_intact(target, source.digest):
                 self.remove(source.digest)
             if not target.exists():
-                self._install(source, target)
+                self._install(files_of(source), target)
             # Also for a folder that was there: whoever renamed it may have crashed before this line.
             self.fs.sync_dir(target.parent)
 
@@ -100,18 +100,26 @@ class LocalFolders:
     def _age_s(self, path: Path) -> float:
         return self.wall() - path.stat().st_mtime
 
-    def _install(self, source: PreparedAdapter, target: Path) -> None:
+    def adopt(self, digest: str, files: Iterable[tuple[str, Iterable[bytes]]]) -> None:
+        """Makes the folder of files that come from elsewhere; what `files` raises leaves nothing."""
+        with typed_io():
+            target = self.home.adapter_dir(digest)
+            if not target.exists():
+                self._install(files, target)
+            self.fs.sync_dir(target.parent)
+
+    def _install(self, files: Iterable[tuple[str, Iterable[bytes]]], target: Path) -> None:
         staging = self.home.tmp / new_id(_STAGING)
         try:
             self.fs.make_dir(staging)
-            for name, chunks in files_of(source):
+            for name, chunks in files:
                 self._write(staging / name, chunks)
             self.fs.sync_dir(staging)
             self._rename(staging, target)
         finally:
             self.fs.remove_tree(staging)
 
-    def _write(self, path: Path, chunks: Iterator[bytes]) -> None:
+    def _write(self, path: Path, chunks: Iterable[bytes]) -> None:
         with self.fs.create(path) as file:
             for chunk in chunks:
                 self.fs.write(file, chunk)
