@@ -39,7 +39,8 @@ def declare(routes: Routes, publisher: Publisher, max_adapter_bytes: int) -> Non
 
         `serving`: the serving profile as JSON (system_prompt, sampling, stop, chat_template_kwargs).
         """
-        upload = Upload(config.file, weights.file, manifest and manifest.file, _profile(serving))
+        brought = manifest.file if manifest is not None else None
+        upload = Upload(config.file, weights.file, brought, _profile(serving))
         record = await publisher.publish(principal_of(request).project, name, upload, attempt_of(request))
         return JSONResponse(wire.version(record, "stored") | {"id": f"{VERSION_CURSOR}{record.id}"})
 
