@@ -37,7 +37,7 @@ class AsyncAdapters:
         """The version that `ref` means right now."""
         return Version.model_validate(await self._transport.call(op.GET_VERSION, await self._numbered(ref)))
 
-    async def publish(self, name: str, folder: str | os.PathLike[str], *, reason: str = "") -> Version:
+    async def publish(self, name: str, folder: str | os.PathLike[str]) -> Version:
         """Uploads a PEFT adapter folder as the next version of `name`.
 
         The version is `published` at first and becomes `ready` or `rejected` when the server has verified it.
@@ -45,8 +45,7 @@ class AsyncAdapters:
         """
         with ExitStack() as stack:
             files = {part: stack.enter_context(path.open("rb")) for part, path in _parts(Path(folder)).items()}
-            body = {"reason": reason} if reason else {}
-            return Version.model_validate(await self._transport.publish(name, files, body))
+            return Version.model_validate(await self._transport.publish(name, files))
 
     async def promote(
         self, ref: Ref, *, alias: str = DEFAULT_ALIAS, expected_revision: int | None = None, reason: str = ""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
 
 from tunedock_api.errors import DeadlineExceeded, Unavailable
 
@@ -79,10 +80,10 @@ class RestTransport:
         with self._translated():
             return await self._multipart("/files", {"purpose": purpose}, {"file": (filename, stream)})
 
-    async def publish(self, name: str, files: Mapping[str, BinaryIO], body: Json) -> Json:
+    async def publish(self, name: str, files: Mapping[str, BinaryIO]) -> Json:
         parts = {part: (part, stream) for part, stream in files.items()}
         with self._translated():
-            return await self._multipart(f"/adapters/{name}/versions", body, parts)
+            return await self._multipart(f"/adapters/{quote(name)}/versions", {}, parts)
 
     async def _multipart(self, url: str, body: Json, files: Mapping[str, tuple[str, BinaryIO]]) -> Json:
         headers = {"Content-Type": "multipart/form-data", **_idempotency_header()}

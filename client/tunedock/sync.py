@@ -155,8 +155,8 @@ class Adapters:
     def version(self, ref: Ref) -> Version:
         return self._portal.run(self._adapters.version(ref))
 
-    def publish(self, name: str, folder: str | os.PathLike[str], *, reason: str = "") -> Version:
-        return self._portal.run(self._adapters.publish(name, folder, reason=reason))
+    def publish(self, name: str, folder: str | os.PathLike[str]) -> Version:
+        return self._portal.run(self._adapters.publish(name, folder))
 
     def promote(
         self, ref: Ref, *, alias: str = DEFAULT_ALIAS, expected_revision: int | None = None, reason: str = ""

@@ -110,6 +110,13 @@ class Uploads:
         session.add(part)
         return to_record(PartRecord, part)
 
+    def parts(self, project: str, upload_id: str) -> list[PartRecord]:
+        """All parts, in the order in which they came: where to go on with a broken transfer. Raises NotFound."""
+        with self._db.read() as session:
+            _require(session, project, upload_id)
+            query = select(PartRow).where(PartRow.upload_id == upload_id).order_by(PartRow.seq)
+            return [to_record(PartRecord, row) for row in session.scalars(query)]
+
     def complete(self, project: str, upload_id: str, part_ids: Sequence[str], md5: str | None = None) -> UploadRecord:
         """Joins the parts into a file. Completing again with the same parts returns the same file.
 

@@ -25,6 +25,11 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="REST port; 0 takes a free one [default: 8000].")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [default: 8001].")] = None,
+    grpc_tls_cert: Annotated[str | None, typer.Option(help="PEM certificate: gRPC with TLS.")] = None,
+    grpc_tls_key: Annotated[str | None, typer.Option(help="PEM key of that certificate.")] = None,
+    grpc_tls_client_ca: Annotated[
+        str | None, typer.Option(help="PEM file: gRPC callers must show its certificate.")
+    ] = None,
     home: Annotated[str | None, typer.Option(help="Where everything is kept [default: TUNEDOCK_HOME].")] = None,
     trainer: Annotated[
         bool | None, typer.Option("--trainer/--no-trainer", help="Run a trainer beside the server.")

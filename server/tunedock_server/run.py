@@ -8,12 +8,15 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 from tunedock_api.errors import BadInput, Unavailable
 
 from .app import Server, build_app
+from .rpc.server import RpcServer, Tls
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,9 @@ async def serve(server: Server, sock: socket.socket, announce: Callable[[str], N
     SIGTERM and SIGINT drain; a second one ends at once.
     """
     address, base = sock.getsockname()[:2], asyncio.get_running_loop()
+    rpc = RpcServer(server)
+    rpc_port = rpc.bind(server.settings.host, server.settings.grpc_port, tls_of(server.settings))
+    await rpc.start()
     http = http_server(build_app(server))
     listening = asyncio.create_task(http.serve(sockets=[sock]))
     asked = asyncio.Event()
@@ -80,8 +86,12 @@ async def serve(server: Server, sock: socket.socket, announce: Callable[[str], N
         await _first(starting, asked, listening)
         if starting.done():
             await starting
-            announce(f"TuneDock is ready: http://{_shown(address)}/v1 serves {server.catalog.base_model}")
+            announce(
+                f"TuneDock is ready: http://{_shown(address)}/v1 serves {server.catalog.base_model}, "
+                f"gRPC at {_shown((address[0], rpc_port))}"
+            )
             await _until_asked(server, asked, listening)
+            await rpc.drain()
             await server.drain()
         else:
             starting.cancel()
@@ -90,7 +100,18 @@ async def serve(server: Server, sock: socket.socket, announce: Callable[[str], N
         http.should_exit = True
         with suppress(asyncio.CancelledError):
             await listening
+        await rpc.stop(CLOSE_S)
         await server.stop()
+
+
+def tls_of(settings: Settings) -> Tls | None:
+    """Raises BadInput when only one half of a certificate is given."""
+    if not settings.grpc_tls_cert and not settings.grpc_tls_key:
+        return None
+    if not (settings.grpc_tls_cert and settings.grpc_tls_key):
+        raise BadInput("--grpc-tls-cert and --grpc-tls-key go together.", param="grpc_tls_cert")
+    client_ca = Path(settings.grpc_tls_client_ca) if settings.grpc_tls_client_ca else None
+    return Tls(Path(settings.grpc_tls_cert), Path(settings.grpc_tls_key), client_ca)
 
 
 def _on_signal(asked: asyncio.Event, main: asyncio.Task[None] | None) -> None:

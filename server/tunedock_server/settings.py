@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
     grpc_port: int = Field(default=8001, ge=0, le=65535, description="0 takes a free one")
+    grpc_tls_cert: str | None = Field(default=None, description="PEM file; gRPC is TLS then")
+    grpc_tls_key: str | None = Field(default=None, description="PEM file of the certificate's key")
+    grpc_tls_client_ca: str | None = Field(default=None, description="PEM file; callers must show its certificate")
     home: str | None = None
     database_url: str | None = None
     store_url: str | None = None

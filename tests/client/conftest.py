@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.live_server import LiveServer, live_server
+from support.fake_server import FakeServer, fake_server
 from tunedock import TuneDock
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with live_server(tmp_path_factory.mktemp("live")) as running:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    with fake_server(tmp_path_factory.mktemp("live")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def client(live: LiveServer) -> Iterator[TuneDock]:
+def client(live: FakeServer) -> Iterator[TuneDock]:
     with TuneDock(live.url, max_retries=0) as made:
         yield made

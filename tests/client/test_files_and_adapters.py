@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.live_server import BASE, LiveServer
+from support.fake_server import BASE, FakeServer
 from tunedock import BadInput, Conflict, NotFound, TuneDock
 
 ROWS = [{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}] * 12
@@ -39,7 +39,7 @@ def test_content_of_an_unknown_file_is_not_found(client: TuneDock) -> None:
         list(client.files.content("file-" + "a" * 24))
 
 
-def test_versions_move_by_promote_and_rollback(client: TuneDock, live: LiveServer) -> None:
+def test_versions_move_by_promote_and_rollback(client: TuneDock, live: FakeServer) -> None:
     live.ready("moved", seed=21)
     live.ready("moved", seed=22, production=False)
     assert client.adapters.get("moved").alias("production").shown == "1"  # type: ignore[union-attr]
@@ -51,20 +51,20 @@ def test_versions_move_by_promote_and_rollback(client: TuneDock, live: LiveServe
     assert "better" in {entry.reason for entry in client.adapters.history("moved")}
 
 
-def test_an_alias_can_be_promoted_to_another(client: TuneDock, live: LiveServer) -> None:
+def test_an_alias_can_be_promoted_to_another(client: TuneDock, live: FakeServer) -> None:
     live.ready("copied", seed=23)
     client.adapters.promote("copied@production", alias="canary")
     assert client.adapters.version("copied@canary").ref == "copied@1"
 
 
-def test_a_stale_revision_is_a_conflict_that_tells_the_state(client: TuneDock, live: LiveServer) -> None:
+def test_a_stale_revision_is_a_conflict_that_tells_the_state(client: TuneDock, live: FakeServer) -> None:
     live.ready("raced", seed=24)
     with pytest.raises(Conflict) as caught:
         client.adapters.promote("raced@1", expected_revision=99)
     assert caught.value.code == "alias_conflict"
 
 
-def test_an_alias_can_be_split_by_weight(client: TuneDock, live: LiveServer) -> None:
+def test_an_alias_can_be_split_by_weight(client: TuneDock, live: FakeServer) -> None:
     live.ready("split", seed=25)
     live.ready("split", seed=26)
     assert client.adapters.split("split", {1: 90, 2: 10}, alias="canary").shown == "1:90 2:10"
@@ -72,14 +72,14 @@ def test_an_alias_can_be_split_by_weight(client: TuneDock, live: LiveServer) -> 
         client.adapters.version("split@canary")
 
 
-def test_a_pin_keeps_a_version_in_a_slot(client: TuneDock, live: LiveServer) -> None:
+def test_a_pin_keeps_a_version_in_a_slot(client: TuneDock, live: FakeServer) -> None:
     live.ready("pinned", seed=27)
     assert client.adapters.pin("pinned@1").pinned
     assert client.adapters.version("pinned@1").residency == "pinned"
     assert not client.adapters.unpin("pinned@1").pinned
 
 
-def test_a_download_is_a_peft_folder(client: TuneDock, live: LiveServer, tmp_path: Path) -> None:
+def test_a_download_is_a_peft_folder(client: TuneDock, live: FakeServer, tmp_path: Path) -> None:
     version = live.ready("fetched", seed=28)
     folder = client.adapters.download("fetched", tmp_path / "out")
     assert json.loads((folder / "adapter_config.json").read_bytes())["r"] == 4
@@ -94,14 +94,14 @@ def test_what_is_no_reference_is_refused_before_any_request(client: TuneDock) ->
         client.adapters.promote("../x@1")
 
 
-def test_unknown_adapters_versions_and_aliases_are_not_found(client: TuneDock, live: LiveServer) -> None:
+def test_unknown_adapters_versions_and_aliases_are_not_found(client: TuneDock, live: FakeServer) -> None:
     live.ready("known", seed=29)
     for ref in ("unknown@1", "known@9", "known@nowhere"):
         with pytest.raises(NotFound):
             client.adapters.version(ref)
 
 
-def test_models_list_the_base_first_and_name_it_as_parent(client: TuneDock, live: LiveServer) -> None:
+def test_models_list_the_base_first_and_name_it_as_parent(client: TuneDock, live: FakeServer) -> None:
     live.ready("listed", seed=30)
     models = client.models()
     assert (models[0].id, models[0].parent) == (BASE, None)

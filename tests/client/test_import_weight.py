@@ -27,7 +27,8 @@ def test_openai_is_not_imported_before_the_first_call() -> None:
 
 def test_the_client_itself_loads_within_150_ms_beyond_its_dependencies() -> None:
     dependencies = "import pydantic, httpx2, typer, rich, grpc"
-    timed = f"import time; {dependencies}; start = time.perf_counter(); {USES}; print(time.perf_counter() - start)"
+    # CPU time: a busy machine must not look like a heavy client.
+    timed = f"import time; {dependencies}; start = time.process_time(); {USES}; print(time.process_time() - start)"
     assert min(float(fresh(timed)) for _ in range(3)) < 0.150
 
 

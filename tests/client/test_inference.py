@@ -6,11 +6,11 @@ import time
 
 import pytest
 from support.fake_pool import word_of
-from support.live_server import BASE, LiveServer
+from support.fake_server import BASE, FakeServer
 from tunedock import AsyncTuneDock, BadInput, NotFound, TuneDock, Unavailable
 
 
-def idle(live: LiveServer) -> bool:
+def idle(live: FakeServer) -> bool:
     """Whether nothing runs or is leased any more, within a second."""
     deadline = time.monotonic() + 1.0
     while live.server.leases.total() and time.monotonic() < deadline:
@@ -25,7 +25,7 @@ def test_a_question_to_the_base_model_needs_no_model_name(client: TuneDock) -> N
     assert reply.usage.completion_tokens == 5
 
 
-def test_an_answer_names_the_exact_version(client: TuneDock, live: LiveServer) -> None:
+def test_an_answer_names_the_exact_version(client: TuneDock, live: FakeServer) -> None:
     version = live.ready("asked", seed=11)
     reply = client.chat([{"role": "user", "content": "hi"}], model="asked", temperature=0)
     assert reply.model == "asked@1"
@@ -38,7 +38,7 @@ def test_a_stream_gives_the_same_text_in_pieces(client: TuneDock) -> None:
     assert " ".join(str(piece) for piece in pieces if piece.text) == client.chat("hello").text
 
 
-def test_leaving_a_stream_early_frees_its_lease(client: TuneDock, live: LiveServer) -> None:
+def test_leaving_a_stream_early_frees_its_lease(client: TuneDock, live: FakeServer) -> None:
     live.pool.behaviour.token_s = 0.05
     try:
         for _ in client.stream("hello"):
@@ -48,7 +48,7 @@ def test_leaving_a_stream_early_frees_its_lease(client: TuneDock, live: LiveServ
         live.pool.behaviour.token_s = 0.0
 
 
-def test_a_prompt_may_be_text_or_token_ids(client: TuneDock, live: LiveServer) -> None:
+def test_a_prompt_may_be_text_or_token_ids(client: TuneDock, live: FakeServer) -> None:
     assert client.complete("once", max_tokens=3).model == BASE
     assert client.complete([1, 2, 3], max_tokens=3).model == BASE
     assert [body["prompt"] for body in live.pool.bodies[-2:]] == ["once", [1, 2, 3]]
@@ -66,7 +66,7 @@ def test_a_bad_field_is_named(client: TuneDock) -> None:
     assert caught.value.param == "n"
 
 
-def test_an_error_in_the_middle_of_a_stream_arrives_in_the_tree(client: TuneDock, live: LiveServer) -> None:
+def test_an_error_in_the_middle_of_a_stream_arrives_in_the_tree(client: TuneDock, live: FakeServer) -> None:
     live.pool.behaviour.stream_error_after = 2
     try:
         with pytest.raises(Unavailable):
@@ -75,14 +75,14 @@ def test_an_error_in_the_middle_of_a_stream_arrives_in_the_tree(client: TuneDock
         live.pool.behaviour.stream_error_after = None
 
 
-async def test_the_asynchronous_client_does_the_same(live: LiveServer) -> None:
+async def test_the_asynchronous_client_does_the_same(live: FakeServer) -> None:
     async with AsyncTuneDock(live.url) as client:
         reply = await client.chat("hello", model=BASE)
         pieces = [piece async for piece in client.stream("hello", model=BASE)]
     assert reply.text == " ".join(piece.text for piece in pieces if piece.text)
 
 
-async def test_the_blocking_client_works_inside_a_running_loop(live: LiveServer) -> None:
+async def test_the_blocking_client_works_inside_a_running_loop(live: FakeServer) -> None:
     with TuneDock(live.url) as client:
         assert client.base_model() == BASE
 

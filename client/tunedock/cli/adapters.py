@@ -128,12 +128,11 @@ def publish(
     ctx: typer.Context,
     name: Name,
     folder: Annotated[Path, typer.Argument(help="A PEFT adapter folder.")],
-    reason: ReasonOption = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Upload a PEFT folder as the next version of an adapter."""
     with client_of(ctx) as client:
-        version = client.adapters.publish(name, folder, reason=reason)
+        version = client.adapters.publish(name, folder)
     _report_version(version, version.state, as_json)
 
 

@@ -358,21 +358,21 @@ class PublishStart(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
+    SERVING_FIELD_NUMBER: builtins.int
     name: builtins.str
-    reason: builtins.str
-    """Kept in the history; "" = none."""
     idempotency_key: builtins.str
     """Same key and same files: same version. "" = none."""
+    serving: builtins.str
+    """Serving profile as JSON text (system_prompt, sampling, stop, chat_template_kwargs); "" = the manifest's, or none."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
-        reason: builtins.str = ...,
         idempotency_key: builtins.str = ...,
+        serving: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["idempotency_key", b"idempotency_key", "name", b"name", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["idempotency_key", b"idempotency_key", "name", b"name", "serving", b"serving"]) -> None: ...
 
 Global___PublishStart: typing_extensions.TypeAlias = PublishStart
 

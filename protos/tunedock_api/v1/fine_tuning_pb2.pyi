@@ -28,14 +28,11 @@ class StartUploadRequest(google.protobuf.message.Message):
     UPLOAD_ID_FIELD_NUMBER: builtins.int
     FILENAME_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
-    SHA256_FIELD_NUMBER: builtins.int
     PURPOSE_FIELD_NUMBER: builtins.int
     upload_id: builtins.str
     """"" = a new upload; otherwise the other fields are ignored."""
     filename: builtins.str
     size_bytes: builtins.int
-    sha256: builtins.str
-    """Hex, of the whole file."""
     purpose: builtins.str
     """fine-tune."""
     def __init__(
@@ -44,10 +41,9 @@ class StartUploadRequest(google.protobuf.message.Message):
         upload_id: builtins.str = ...,
         filename: builtins.str = ...,
         size_bytes: builtins.int = ...,
-        sha256: builtins.str = ...,
         purpose: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["filename", b"filename", "purpose", b"purpose", "sha256", b"sha256", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["filename", b"filename", "purpose", b"purpose", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]) -> None: ...
 
 Global___StartUploadRequest: typing_extensions.TypeAlias = StartUploadRequest
 
@@ -88,19 +84,23 @@ class UploadFileRequest(google.protobuf.message.Message):
 
     UPLOAD_ID_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     upload_id: builtins.str
     offset: builtins.int
     """Must be the upload's stored_bytes."""
+    sha256: builtins.str
+    """Hex, of the whole file, in the first message; "" = not checked."""
     data: builtins.bytes
     def __init__(
         self,
         *,
         upload_id: builtins.str = ...,
         offset: builtins.int = ...,
+        sha256: builtins.str = ...,
         data: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "offset", b"offset", "upload_id", b"upload_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "upload_id", b"upload_id"]) -> None: ...
 
 Global___UploadFileRequest: typing_extensions.TypeAlias = UploadFileRequest
 

@@ -201,7 +201,7 @@ class Sampling(google.protobuf.message.Message):
     LOGPROBS_FIELD_NUMBER: builtins.int
     JSON_SCHEMA_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
-    """Longest answer, in tokens; 0 = what the context leaves."""
+    """Longest answer, in tokens; 0 = what the context leaves (Chat) or 16 (Complete), as over REST."""
     temperature: builtins.float
     """0 = always the likeliest token; up to 2."""
     top_p: builtins.float
@@ -383,6 +383,7 @@ class ChoiceDelta(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
     index: builtins.int
     text: builtins.str
     finish_reason: builtins.str
@@ -391,6 +392,10 @@ class ChoiceDelta(google.protobuf.message.Message):
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """With tools, everything comes in the last delta: a call is known only when it is complete."""
+
     def __init__(
         self,
         *,
@@ -399,8 +404,9 @@ class ChoiceDelta(google.protobuf.message.Message):
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         logprobs: collections.abc.Iterable[Global___TokenLogprob] | None = ...,
         finish_reason: builtins.str = ...,
+        tool_calls: collections.abc.Iterable[Global___ToolCall] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___ChoiceDelta: typing_extensions.TypeAlias = ChoiceDelta
 

@@ -40,12 +40,12 @@ def declare(routes: Routes, publisher: Publisher, max_adapter_bytes: int) -> Non
         `serving`: the serving profile as JSON (system_prompt, sampling, stop, chat_template_kwargs).
         """
         brought = manifest.file if manifest is not None else None
-        upload = Upload(config.file, weights.file, brought, _profile(serving))
+        upload = Upload(config.file, weights.file, brought, profile_of(serving))
         record = await publisher.publish(principal_of(request).project, name, upload, attempt_of(request))
         return JSONResponse(wire.version(record, "stored") | {"id": f"{VERSION_CURSOR}{record.id}"})
 
 
-def _profile(text: str | None) -> ServingProfile | None:
+def profile_of(text: str | None) -> ServingProfile | None:
     """Raises BadInput with the field's path."""
     if text is None:
         return None

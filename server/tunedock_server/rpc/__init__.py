@@ -1,0 +1,1 @@
+"""gRPC: the same services as `http/`, on protos."""
