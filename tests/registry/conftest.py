@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from support.databases import empty_database
 from support.postgres import Postgres, running_postgres
 from support.registry import FakeTime, open_registry
 from tunedock_registry.db import open_database
 from tunedock_registry.migrate import migrate
 from tunedock_registry.registry import Registry
-from tunedock_registry.tables import Base
 
 BACKENDS = ("sqlite", "postgres")
 
@@ -56,16 +55,8 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "sqlite":
         return None
     url: str = request.getfixturevalue("shared_database")
-    _empty(url)
+    empty_database(url)
     return url
-
-
-def _empty(url: str) -> None:
-    db = open_database(Path(), url)
-    with db.write() as session:
-        names = ", ".join(name for name in Base.metadata.tables if name != "change_counter")
-        session.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
-    db.close()
 
 
 Open = Callable[[], Registry]
