@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tunedock_api.errors import BadInput
@@ -15,7 +15,7 @@ from tunedock_api.errors import BadInput
 from .layout import Home
 
 if TYPE_CHECKING:
-    from .data.formats import FileReport
+    from .data.report import DataReport
     from .models.local import Progress, ProgressSink
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
@@ -23,13 +23,20 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, fo
 
 def check(
     data: Annotated[Path, typer.Argument(help="Training examples, one JSON object per line.")],
+    validation: Annotated[Path | None, typer.Option(help="Validation file: is anything in both?")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: counts tokens and shows what is trained.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens (default: the model's).")] = None,
+    masks: Annotated[int, typer.Option(help="Examples shown token by token, with --model.")] = 3,
+    home: Annotated[Path | None, typer.Option(help="Where models are kept (default: TUNEDOCK_HOME).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Validate a training file: every error with its line number. Exit code 1 when there is one."""
-    from .data.formats import validate_file
+    from .data.inspection import Inspection, Inspector
 
-    with _opened(data) as stream:
-        report = validate_file(stream)
+    for path in (data, validation):
+        _readable(path)
+    asked = Inspection(str(data), str(validation) if validation else None, max_length, num_masks=masks)
+    report = Inspector(_folder(model, home)).inspect(asked)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), ensure_ascii=False))
     else:
@@ -54,23 +61,34 @@ def pull(
         typer.echo(local.path)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _folder(model: str | None, home: Path | None) -> Path | None:
+    if model is None:
+        return None
+    from .models.resolve import resolve_model
+
+    with _progress() as sink:
+        return resolve_model(model, Home.resolve(home), sink).path
+
+
+def _readable(path: Path | None) -> None:
+    if path is None:
+        return
     try:
-        stream = path.open("rb")
+        path.open("rb").close()
     except OSError as error:
         raise BadInput(f"cannot read {str(path)!r}: {(error.strerror or 'cannot be opened').lower()}.") from error
-    with stream:
-        yield stream
 
 
-def _print(path: Path, report: FileReport) -> None:
-    for finding in report.errors:
+def _print(path: Path, report: DataReport) -> None:
+    """Findings on stdout in the form that editors understand, the rest on stderr."""
+    from .data.shown import summary
+
+    for finding in report.file.errors:
         typer.echo(f"{path}:{finding.line}: error: {finding.message}")
-    for finding in report.warnings:
+    for finding in report.file.warnings:
         typer.echo(f"{path}:{finding.line}: warning: {finding.message}")
-    verdict = "ok" if report.ok else f"{report.num_errors} errors on {report.num_bad_lines} lines"
-    typer.echo(f"{path}: {verdict}, {report.num_examples} {report.kind or ''} examples", err=True)
+    for line in summary(report):
+        typer.echo(f"{path}: {line}", err=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.models import default_model_path
 from tunedock.cli.root import run
 
 GOOD = '{"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}\n'
@@ -34,6 +35,20 @@ def test_json_holds_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["data", "check", str(data), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["num_errors"], report["errors"][0]["line"]) == (False, 1, 1)
+
+
+def test_with_a_model_the_tokens_are_counted_and_the_mask_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "good.jsonl"
+    data.write_text(GOOD * 12)
+    model = ["--model", str(default_model_path()), "--validation", str(data), "--masks", "1"]
+    assert run(["data", "check", str(data), *model]) == 0
+    shown = capsys.readouterr().err
+    assert "repeated: 11 exactly" in shown
+    assert "also in the validation file: 12 exactly" in shown
+    assert "longer than 8192 tokens: 0" in shown
+    assert "<|im_start|>assistant\n«2<|im_end|>»" in shown
 
 
 def test_a_missing_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

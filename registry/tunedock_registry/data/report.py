@@ -270,5 +270,13 @@ def _estimate(plan: Plan, num_examples: int, tokens: _Tokens) -> Estimate:
         steps=resolved.total_steps,
         trained_tokens=tokens.trained * resolved.n_epochs,
         seconds=train_seconds(total, resolved.n_epochs, plan.tokens_per_s) if total and plan.tokens_per_s else None,
-        memory_bytes=memory_bytes(plan.base, resolved.rank, min(plan.tokens_per_pass, max(total, 1))),
+        memory_bytes=memory_bytes(plan.base, resolved.rank, _tokens_of_a_pass(plan, resolved, tokens.lengths)),
     )
+
+
+def _tokens_of_a_pass(plan: Plan, resolved: Resolved, lengths: Sequence[int]) -> int:
+    """A batch, cut into passes of `tokens_per_pass`; the longest example goes alone if it must."""
+    if not lengths:
+        return plan.tokens_per_pass
+    batch = resolved.batch_size * sum(lengths) // len(lengths)
+    return max(max(lengths), min(plan.tokens_per_pass, batch))

@@ -1,0 +1,112 @@
+"""Inspects files in a process of its own: a server that answers requests has no interpreter lock to spare for it, and
+templates, schemas and data that were built to hurt end one child, not the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tunedock_api.errors import BadInput
+
+from .inspection import Inspection
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`memory_bytes` is of address space, `time_s` of wall-clock time for one file."""
+
+    memory_bytes: int = 4 << 30
+    time_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """`report` is `DataReport.as_dict()`; `status_details` is None for a good file."""
+
+    ok: bool
+    status_details: str | None
+    report: dict[str, Any]
+
+
+class IsolatedInspector:
+    """`Inspector.inspect` in a child that stays for the next file. One file at a time, from any thread."""
+
+    def __init__(self, model: Path | None, limits: Limits | None = None) -> None:
+        self._model = model
+        self._limits = limits or Limits()
+        self._lock = Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def inspect(self, asked: Inspection) -> Inspected:
+        """Raises BadInput as `Inspector.inspect`, and when the child exceeds its limits or dies."""
+        with self._lock:
+            answer = self._ask((json.dumps(asdict(asked)) + "\n").encode())
+        if "error" in answer:
+            raise BadInput(**answer["error"])
+        return Inspected(**answer)
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _ask(self, request: bytes) -> dict[str, Any]:
+        child = self._running()
+        line = _exchange(child, request, self._limits.time_s)
+        if not line:
+            self._end()
+            text = (
+                f"The file could not be inspected within {self._limits.time_s:.0f} s and the limit on memory: split it."
+            )
+            raise BadInput(text, "invalid_file_format")
+        return dict(json.loads(line))
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = self._start()
+        return self._child
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        model = str(self._model.absolute()) if self._model else ""
+        # Of our environment only what finding the code needs, above all no secrets; one thread beside the engine's.
+        env = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME") if key in os.environ}
+        env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "tunedock_registry.data.inspect_child", model, str(self._limits.memory_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        child.wait()
+
+
+def _exchange(child: subprocess.Popen[bytes], request: bytes, time_s: float) -> bytes:
+    """The child's answer, empty when it died or took longer than `time_s`."""
+    if child.stdin is None or child.stdout is None:
+        return b""
+    try:
+        child.stdin.write(request)
+        child.stdin.flush()
+    except BrokenPipeError:
+        return b""
+    answered = select.select([child.stdout], [], [], time_s)[0]
+    return child.stdout.readline() if answered else b""
