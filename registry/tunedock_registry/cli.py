@@ -83,7 +83,8 @@ def _print(path: Path, report: DataReport) -> None:
     """Findings on stdout in the form that editors understand, the rest on stderr."""
     from .data.shown import summary
 
-    for finding in report.file.errors:
+    refused = report.template.errors if report.template else ()
+    for finding in (*report.file.errors, *refused):
         typer.echo(f"{path}:{finding.line}: error: {finding.message}")
     for finding in report.file.warnings:
         typer.echo(f"{path}:{finding.line}: warning: {finding.message}")

@@ -26,6 +26,7 @@ NEAR = 0.8
 _SHINGLE_WORDS = 3
 _BANDS, _ROWS = 16, 4
 _MAX_CANDIDATES = 32
+_MAX_CHARS = 200_000
 _TEMPLATE_SHARE, _TEMPLATE_COUNT = 0.2, 4
 # Scripts without spaces count by character, everything else by word; signs count: 1 + 1 is not 1 - 1.
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -142,8 +143,8 @@ def _flat_message(message: Message) -> str:
 
 
 def _shingles(example: Example) -> NDArray[np.uint32]:
-    """Sorted, without repeats."""
-    words = _WORD.findall(_content_text(example).casefold())
+    """Sorted, without repeats; of the first 200 000 characters, so that one huge example costs no gigabytes."""
+    words = _WORD.findall(_content_text(example)[:_MAX_CHARS].casefold())
     count = max(1, len(words) - _SHINGLE_WORDS + 1)
     hashes = {crc32(" ".join(words[i : i + _SHINGLE_WORDS]).encode()) for i in range(count)}
     return np.array(sorted(hashes), dtype=np.uint32)

@@ -30,7 +30,7 @@ def _answer(inspector: Inspector, request: dict[str, Any]) -> dict[str, Any]:
         return {
             "error": {"message": "Inspecting the file needs more memory than is allowed.", "code": "", "param": None}
         }
-    return {"ok": report.ok, "status_details": report.file.status_details(), "report": report.as_dict()}
+    return {"ok": report.file.ok, "status_details": report.file.status_details(), "report": report.as_dict()}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Inspected:
-    """`report` is `DataReport.as_dict()`; `status_details` is None for a good file."""
+    """`report` is `DataReport.as_dict()`.
+
+    `ok` says that the file is well formed, `status_details` why not. What the chat template refuses is no fault of the
+    file (other template kwargs may take it) and stands in `report["template"]` only.
+    """
 
     ok: bool
     status_details: str | None

@@ -94,6 +94,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class TemplateErrors:
+    """Examples that the chat template refuses, with the template kwargs that were tried. The count is complete."""
+
+    count: int
+    errors: tuple[LineError, ...]
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Parts that need a tokenizer or a plan are None without one."""
 
@@ -103,16 +111,19 @@ class DataReport:
     overlap: Repeats | None = None
     tokens: TokenStats | None = None
     truncation: Truncation | None = None
+    template: TemplateErrors | None = None
     masks: tuple[MaskView, ...] = ()
     estimate: Estimate | None = None
 
     @property
     def ok(self) -> bool:
-        return self.file.ok
+        """The file is well formed, and the template takes all of it."""
+        return self.file.ok and not (self.template and self.template.count)
 
     def as_dict(self) -> dict[str, Any]:
         """The file's own report at the top level, the other parts beside it."""
-        parts = {name: getattr(self, name) for name in ("duplicates", "overlap", "tokens", "truncation", "estimate")}
+        names = ("duplicates", "overlap", "tokens", "truncation", "template", "estimate")
+        parts = {name: getattr(self, name) for name in names}
         return {
             **self.file.as_dict(),
             "contradicting_prompts": self.contradicting_prompts,
@@ -129,7 +140,7 @@ def build_report(
     plan: Plan | None = None,
     num_masks: int = 3,
 ) -> DataReport:
-    """Reads both streams once. With a `renderer` every example is rendered, and what the template refuses is an error.
+    """Reads both streams once. With a `renderer` every example is rendered.
 
     `max_length` is in tokens; None counts no truncation. The good lines of a bad file are still looked at.
     """
@@ -143,6 +154,7 @@ def build_report(
         overlap=None if validation is None else _overlap(validation, index, lines),
         tokens=tokens.stats(),
         truncation=tokens.truncation(),
+        template=tokens.template(),
         masks=tuple(tokens.masks),
         estimate=_estimate(plan, len(lines), tokens) if plan is not None and lines else None,
     )
@@ -151,16 +163,15 @@ def build_report(
 def _examples(stream: BinaryIO, tally: Tally, tokens: _Tokens, lines: array[int]) -> Iterator[Example]:
     """Yields the good examples and notes their lines: no example is kept."""
     for scanned in scan(stream):
-        if scanned.example is None:
-            tally.add(scanned)
-            continue
-        errors = tokens.add(scanned.example)
-        warnings = (*scanned.warnings, *tool_schema_errors(scanned.example), *_style(scanned.example))
-        kept = None if errors else scanned.example
-        tally.add(replace(scanned, example=kept, errors=errors, warnings=warnings))
-        if kept is not None:
-            lines.append(scanned.line)
-            yield kept
+        example = scanned.example
+        if example is not None:
+            tokens.add(example)
+            found = (*scanned.warnings, *tool_schema_errors(example), *_style(example))
+            scanned = replace(scanned, warnings=found)
+        tally.add(scanned)
+        if example is not None:
+            lines.append(example.line)
+            yield example
 
 
 def _style(example: Example) -> list[LineError]:
@@ -200,19 +211,22 @@ class _Tokens:
     lengths: array[int] = field(default_factory=lambda: array("q"))
     trained: int = 0
     too_long: list[int] = field(default_factory=list)
+    refused: list[LineError] = field(default_factory=list)
+    num_refused: int = 0
     _shown: set[int] = field(default_factory=set)
 
-    def add(self, example: Example) -> tuple[LineError, ...]:
-        """The reason why the template refuses the example, or nothing."""
+    def add(self, example: Example) -> None:
         if self.renderer is None:
-            return ()
+            return
         try:
             sequences = self.renderer.render_any(example)
         except RenderError as error:
-            return (LineError(example.line, "", str(error.details["check"]), error.message),)
+            self.num_refused += 1
+            if len(self.refused) < MAX_LISTED:
+                self.refused.append(LineError(example.line, "", str(error.details["check"]), error.message))
+            return
         for rendered in sequences:
             self._count(example.line, rendered, self.renderer)
-        return ()
 
     def _count(self, line: int, rendered: Rendered, renderer: Renderer) -> None:
         self.lengths.append(len(rendered.token_ids))
@@ -235,6 +249,9 @@ class _Tokens:
             percentiles={f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in _PERCENTILES},
             histogram=_histogram(ordered),
         )
+
+    def template(self) -> TemplateErrors | None:
+        return TemplateErrors(self.num_refused, tuple(self.refused)) if self.renderer else None
 
     def truncation(self) -> Truncation | None:
         if self.renderer is None or self.max_length is None:

@@ -12,12 +12,14 @@ _BAR_WIDTH = 40
 def summary(report: DataReport) -> Iterator[str]:
     """Everything but the listing of errors."""
     file = report.file
-    verdict = "ok" if report.ok else f"{file.num_errors} errors on {file.num_bad_lines} lines"
+    verdict = "ok" if file.ok else f"{file.num_errors} errors on {file.num_bad_lines} lines"
     yield f"{verdict}, {file.num_examples} {file.kind or ''} examples"
     repeated, overlap = report.duplicates, report.overlap
     yield f"repeated: {repeated.exact} exactly, {repeated.near} nearly; {report.contradicting_prompts} prompts with several answers"
     if overlap is not None:
         yield f"also in the validation file: {overlap.exact} exactly, {overlap.near} nearly"
+    if report.template is not None and report.template.count:
+        yield f"refused by the chat template: {report.template.count}"
     if report.tokens is not None:
         yield from _tokens(report.tokens)
     if report.truncation is not None:

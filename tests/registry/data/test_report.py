@@ -84,11 +84,12 @@ def test_what_is_too_long_is_counted_with_its_lines(renderer: Renderer) -> None:
     assert (truncation.max_length, truncation.count, truncation.lines) == (128, 1, (11,))
 
 
-def test_what_the_template_refuses_is_an_error_of_its_line(renderer: Renderer) -> None:
+def test_what_the_template_refuses_is_listed_apart_from_the_files_own_errors(renderer: Renderer) -> None:
     first = chat(assistant("I begin."), user("Go on"), assistant("Yes"))
     report = build_report(stream([*facts(9), first]), renderer=renderer)
-    assert [(error.line, error.code) for error in report.file.errors] == [(10, "nothing_before")]
-    assert (report.ok, report.file.num_examples) == (False, 9)
+    assert report.template is not None
+    assert [(error.line, error.code) for error in report.template.errors] == [(10, "nothing_before")]
+    assert (report.template.count, report.file.ok, report.ok) == (1, True, False)
 
 
 def test_broken_tool_arguments_are_warnings() -> None:
@@ -126,7 +127,7 @@ def test_memory_and_speed_are_of_the_right_size_for_the_default_model() -> None:
 
 
 def test_memory_does_not_hold_the_examples() -> None:
-    rows: Any = (chat(user(f"{n} " * 8_000), assistant(str(n))) for n in range(400))
+    rows: Any = (chat(user(f"{n}".zfill(500) + " word" * 20 + "x" * 60_000), assistant(str(n))) for n in range(150))
     data = io.BytesIO(jsonl(rows))
     tracemalloc.start()
     build_report(data)
