@@ -10,6 +10,7 @@ import pytest
 from support.datasets import assistant, call, tool, user
 from support.models import default_model_path
 from tunedock_registry.data.render import Renderer
+from tunedock_registry.models.tokenizer import load_tokenizer
 
 protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol", reason="the engine is not installed")
 
@@ -40,6 +41,11 @@ class ModelConfig:
 
     enable_prompt_embeds: bool = False
     multimodal_config: None = None
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Any:
+    return load_tokenizer(default_model_path())
 
 
 def engine_prompt(tokenizer: Any, messages: list[Any], tools: list[Any]) -> str:
@@ -78,9 +84,9 @@ def engine_prompt(tokenizer: Any, messages: list[Any], tools: list[Any]) -> str:
         ([user("hi")], [{"type": "function", "function": {"strict": True, "description": "d", "name": "w"}}]),
     ],
 )
-def test_the_prompt_equals_the_engines(template: str | None, messages: list[Any], tools: list[Any]) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(default_model_path())
-    tokenizer.chat_template = template or tokenizer.chat_template
+def test_the_prompt_equals_the_engines(
+    smollm: Any, template: str | None, messages: list[Any], tools: list[Any]
+) -> None:
+    tokenizer = copy.copy(smollm)
+    tokenizer.chat_template = template or smollm.chat_template
     assert Renderer(tokenizer).chat_prompt(messages, tools) == engine_prompt(tokenizer, messages, tools)

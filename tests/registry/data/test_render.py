@@ -10,6 +10,7 @@ from support.datasets import assistant, call, chat, examples, tool, user
 from support.models import default_model_path
 from tunedock_registry.data.examples import ChatExample, CompletionExample, PreferenceExample
 from tunedock_registry.data.render import Rendered, Renderer, RenderError, render
+from tunedock_registry.models.tokenizer import load_tokenizer
 
 # Llama 3's shape. With a GPT-2 style tokenizer the two newlines before an answer merge only when no text follows.
 LLAMA3 = (
@@ -52,9 +53,7 @@ WITH_TOOLS = (
 
 @pytest.fixture(scope="module")
 def smollm() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(default_model_path())
+    return load_tokenizer(default_model_path())
 
 
 def with_template(tokenizer: Any, template: str) -> Any:

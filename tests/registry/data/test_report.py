@@ -13,6 +13,7 @@ from tunedock_registry.data.hyperparameters import DataFacts
 from tunedock_registry.data.knobs import Knobs, parse_method
 from tunedock_registry.data.render import Renderer
 from tunedock_registry.data.report import Plan, build_report
+from tunedock_registry.models.tokenizer import load_renderer
 
 MODULES = {
     f"model.layers.{n}.{name}": shape
@@ -33,9 +34,7 @@ PLAN = Plan(parse_method(None), Knobs(), DataFacts(0, 576, "llama", 64), SMOLLM,
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    from transformers import AutoTokenizer
-
-    return Renderer(AutoTokenizer.from_pretrained(default_model_path()))
+    return load_renderer(default_model_path())
 
 
 def test_a_report_is_json_and_holds_every_part(renderer: Renderer) -> None:
