@@ -24,10 +24,20 @@ if TYPE_CHECKING:
     import openai
 
 
+def transport_for(to: Connection) -> op.Transport:
+    """gRPC when a target is given. grpc is imported only then."""
+    if to.grpc_target is None:
+        return RestTransport(to)
+    from .grpc_transport import GrpcTransport
+
+    return GrpcTransport(to)
+
+
 class AsyncTuneDock:
     """A client of one TuneDock service.
 
-    `base_url` and `api_key` come from TUNEDOCK_BASE_URL and TUNEDOCK_API_KEY (then OPENAI_*) when not given.
+    `base_url` and `api_key` come from TUNEDOCK_BASE_URL and TUNEDOCK_API_KEY (then OPENAI_*) when not given. With `grpc`
+    (`host:port`, `grpcs://host:port`; else TUNEDOCK_GRPC) everything but `openai()` goes over gRPC.
     Every method raises only `TuneDockError`s.
     """
 
@@ -36,11 +46,14 @@ class AsyncTuneDock:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        grpc: str | None = None,
         timeout_s: float = 600.0,
         max_retries: int = 2,
     ) -> None:
-        self.connection: Connection = connection(base_url, api_key, timeout_s=timeout_s, max_retries=max_retries)
-        self._transport: op.Transport = RestTransport(self.connection)
+        self.connection: Connection = connection(
+            base_url, api_key, grpc=grpc, timeout_s=timeout_s, max_retries=max_retries
+        )
+        self._transport = transport_for(self.connection)
         self.files = AsyncFiles(self._transport)
         self.jobs = AsyncJobs(self._transport)
         self.adapters = AsyncAdapters(self._transport)
@@ -76,7 +89,7 @@ class AsyncTuneDock:
 
         `data`: a path to JSONL, an iterable of dicts, a `datasets.Dataset` or a pandas frame.
         `knobs`: `n_epochs`, `batch_size`, `learning_rate_multiplier`, `seed`, `suffix`, `metadata`, and TuneDock's own
-        such as `rank`. Raises BadInput with the line numbers when the data is not usable.
+        (`lora={"rank": 8}` or just `rank=8`, …). Raises BadInput with the line numbers when the data is not usable.
         """
         training = await self._validated(data)
         checking = await self._validated(validation) if validation is not None else None

@@ -16,13 +16,20 @@ NO_KEY = "no-key"
 
 @dataclass(frozen=True)
 class Connection:
-    """`timeout_s` bounds one request, `max_retries` counts repeats of a safe request (0 = none)."""
+    """`timeout_s` bounds one request, `max_retries` counts repeats of a safe request (0 = none).
+
+    `grpc_target` is `host:port` or `grpcs://host:port`; the `tls_*` files are PEM and for gRPC (None: the system's roots,
+    no client certificate).
+    """
 
     base_url: str = DEFAULT_BASE_URL
     api_key: str | None = field(default=None, repr=False)
     grpc_target: str | None = None
     timeout_s: float = 600.0
     max_retries: int = 2
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     @property
     def root_url(self) -> str:
@@ -42,7 +49,8 @@ def connection(
     """Fills what was not given from the environment. Raises BadInput for an address that is not http(s)."""
     url = base_url or env.get("TUNEDOCK_BASE_URL") or env.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
     key = api_key or env.get("TUNEDOCK_API_KEY") or env.get("OPENAI_API_KEY")
-    return Connection(_normalised(url), key, grpc or env.get("TUNEDOCK_GRPC"), timeout_s, max_retries)
+    tls = {f"tls_{name}": env.get(f"TUNEDOCK_TLS_{name.upper()}") for name in ("ca", "cert", "key")}
+    return Connection(_normalised(url), key, grpc or env.get("TUNEDOCK_GRPC"), timeout_s, max_retries, **tls)
 
 
 def _normalised(url: str) -> str:

@@ -214,10 +214,11 @@ class TuneDock:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        grpc: str | None = None,
         timeout_s: float = 600.0,
         max_retries: int = 2,
     ) -> None:
-        self._client = AsyncTuneDock(base_url, api_key, timeout_s=timeout_s, max_retries=max_retries)
+        self._client = AsyncTuneDock(base_url, api_key, grpc=grpc, timeout_s=timeout_s, max_retries=max_retries)
         self._portal = Portal()
         self.files = Files(self._client.files, self._portal)
         self.jobs = Jobs(self._client.jobs, self._portal)

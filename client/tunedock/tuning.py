@@ -13,6 +13,8 @@ Method = Literal["supervised", "dpo"]
 _HYPERPARAMETERS = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier", "beta"})
 _JOB_FIELDS = frozenset({"suffix", "seed", "metadata", "integrations"})
 KNOBS_KEY = "tunedock"
+# Short words for two members of the knob `lora`.
+_LORA = frozenset({"rank", "alpha"})
 
 
 def job_body(
@@ -22,7 +24,9 @@ def job_body(
     given = {key: value for key, value in knobs.items() if value is not None}
     hyperparameters = {key: value for key, value in given.items() if key in _HYPERPARAMETERS}
     fields = {key: value for key, value in given.items() if key in _JOB_FIELDS}
-    ours = {key: value for key, value in given.items() if key not in _HYPERPARAMETERS | _JOB_FIELDS}
+    ours = {key: value for key, value in given.items() if key not in _HYPERPARAMETERS | _JOB_FIELDS | _LORA}
+    if lora := {key: value for key, value in given.items() if key in _LORA}:
+        ours["lora"] = {**ours.get("lora", {}), **lora}
     body = {
         "model": model,
         "training_file": training_file,

@@ -9,13 +9,20 @@ from support.fake_server import FakeServer, fake_server
 from tunedock import TuneDock
 
 
+@pytest.fixture(scope="module", params=["rest", "grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Every test that takes a client runs over both: what passes is parity."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
-    with fake_server(tmp_path_factory.mktemp("live")) as running:
+def live(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[FakeServer]:
+    with fake_server(tmp_path_factory.mktemp(f"live-{transport}")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def client(live: FakeServer) -> Iterator[TuneDock]:
-    with TuneDock(live.url, max_retries=0) as made:
+def client(live: FakeServer, transport: str) -> Iterator[TuneDock]:
+    grpc = live.grpc if transport == "grpc" else None
+    with TuneDock(live.url, grpc=grpc, max_retries=0) as made:
         yield made

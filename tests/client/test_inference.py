@@ -10,6 +10,11 @@ from support.fake_server import BASE, FakeServer
 from tunedock import AsyncTuneDock, BadInput, NotFound, TuneDock, Unavailable
 
 
+def spaceless(text: str) -> str:
+    """The fake engine sets spaces between words differently over its two methods."""
+    return text.replace(" ", "")
+
+
 def idle(live: FakeServer) -> bool:
     """Whether nothing runs or is leased any more, within a second."""
     deadline = time.monotonic() + 1.0
@@ -35,7 +40,8 @@ def test_an_answer_names_the_exact_version(client: TuneDock, live: FakeServer) -
 def test_a_stream_gives_the_same_text_in_pieces(client: TuneDock) -> None:
     pieces = list(client.stream("hello"))
     assert len(pieces) > 1
-    assert " ".join(str(piece) for piece in pieces if piece.text) == client.chat("hello").text
+    assert spaceless("".join(map(str, pieces))) == spaceless(client.chat("hello").text)
+    assert pieces[-1].model == BASE
 
 
 def test_leaving_a_stream_early_frees_its_lease(client: TuneDock, live: FakeServer) -> None:
@@ -51,7 +57,9 @@ def test_leaving_a_stream_early_frees_its_lease(client: TuneDock, live: FakeServ
 def test_a_prompt_may_be_text_or_token_ids(client: TuneDock, live: FakeServer) -> None:
     assert client.complete("once", max_tokens=3).model == BASE
     assert client.complete([1, 2, 3], max_tokens=3).model == BASE
-    assert [body["prompt"] for body in live.pool.bodies[-2:]] == ["once", [1, 2, 3]]
+    over_rest = [body["prompt"] for body in live.pool.bodies[-2:] if "prompt" in body]
+    over_grpc = [asked.text or asked.token_ids for asked in live.pool.requests[-2:]]
+    assert ["once", [1, 2, 3]] in (over_rest, over_grpc)
 
 
 def test_an_unknown_model_is_not_found(client: TuneDock) -> None:
@@ -62,7 +70,7 @@ def test_an_unknown_model_is_not_found(client: TuneDock) -> None:
 
 def test_a_bad_field_is_named(client: TuneDock) -> None:
     with pytest.raises(BadInput) as caught:
-        client.chat("hello", n=0)
+        client.chat("hello", n=99)
     assert caught.value.param == "n"
 
 
@@ -75,11 +83,11 @@ def test_an_error_in_the_middle_of_a_stream_arrives_in_the_tree(client: TuneDock
         live.pool.behaviour.stream_error_after = None
 
 
-async def test_the_asynchronous_client_does_the_same(live: FakeServer) -> None:
-    async with AsyncTuneDock(live.url) as client:
+async def test_the_asynchronous_client_does_the_same(live: FakeServer, transport: str) -> None:
+    async with AsyncTuneDock(live.url, grpc=live.grpc if transport == "grpc" else None) as client:
         reply = await client.chat("hello", model=BASE)
         pieces = [piece async for piece in client.stream("hello", model=BASE)]
-    assert reply.text == " ".join(piece.text for piece in pieces if piece.text)
+    assert spaceless(reply.text) == spaceless("".join(piece.text for piece in pieces))
 
 
 async def test_the_blocking_client_works_inside_a_running_loop(live: FakeServer) -> None:

@@ -18,6 +18,7 @@ from tunedock_api.manifest import WEIGHTS_FILE
 from tunedock_registry.models.facts import BaseFacts
 from tunedock_server.pool import (
     EngineFacts,
+    FinishReason,
     GenerateDelta,
     GenerateRequest,
     Pinned,
@@ -81,6 +82,7 @@ class FakePool:
         self.calls: Counter[str] = Counter()
         self.busy: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.requests: list[GenerateRequest] = []
         self.most_distinct_busy = 0
         self._alive = False
         self._host: dict[str, float] = {}
@@ -226,11 +228,17 @@ class FakePool:
             raise Unavailable("the engine is not running", "engine_unavailable", retry_after_s=1)
 
     async def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
+        """The words of `chat`, in one delta per word and answer."""
+        self.requests.append(request)
         count = 0
         async for word in self._words(pinned):
             count += 1
-            last = "length" if count == self.behaviour.tokens else None
-            yield GenerateDelta(0, word, (count,), finish_reason=last, prompt_tokens=3, completion_tokens=count)  # type: ignore[arg-type]
+            finish: FinishReason | None = "length" if count == self.behaviour.tokens else None
+            for index in range(request.sampling.n):
+                text = word if count == 1 else f" {word}"
+                yield GenerateDelta(
+                    index, text, (count,), finish_reason=finish, prompt_tokens=3, completion_tokens=count
+                )
 
     async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
         self.calls["score"] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,14 @@ class FakeTrainer:
         claim = self.claim()
         self.train(claim)
         return self.publish(claim)
+
+    def run_when_asked(self, timeout_s: float = 20.0) -> VersionRecord:
+        """Waits for a job, as a trainer process does, and runs it."""
+        deadline = time.monotonic() + timeout_s
+        while not self.registry.jobs.with_status("queued"):
+            assert time.monotonic() < deadline, "no job came"
+            time.sleep(0.05)
+        return self.run()
 
     def _publish(self, claim: Claim, step: int | None) -> VersionRecord:
         job = claim.job

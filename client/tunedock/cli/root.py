@@ -18,8 +18,17 @@ from .plugins import MissingExtra, add_plugins, missing_extra
 
 USAGE = 2
 INTERRUPTED = 130
-# By the error table's HTTP status; everything else is 1.
-EXIT_CODES = {404: 3, 401: 4, 403: 4, 409: 5, 412: 5, 429: 6, 502: 6, 503: 6, 504: 6, 507: 6}
+# By the error table's gRPC status; everything else is 1.
+EXIT_CODES = {
+    "NOT_FOUND": 3,
+    "UNAUTHENTICATED": 4,
+    "PERMISSION_DENIED": 4,
+    "ABORTED": 5,
+    "FAILED_PRECONDITION": 5,
+    "UNAVAILABLE": 6,
+    "RESOURCE_EXHAUSTED": 6,
+    "DEADLINE_EXCEEDED": 6,
+}
 
 # Typer vendors click and exports only leaves of its usage errors: their base is one step up.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -95,7 +104,7 @@ def run(args: Sequence[str]) -> int:
 
 def exit_code(error: TuneDockError) -> int:
     """The documented exit code of an error."""
-    return EXIT_CODES.get(error.kind.http_status, 1)
+    return EXIT_CODES.get(error.kind.grpc_status, 1)
 
 
 def _usage(error: typer.BadParameter) -> int:

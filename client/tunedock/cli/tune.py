@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,9 @@ def tune(
     learning_rate_multiplier: Annotated[float | None, typer.Option(help="1 = the default rate.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank (default: chosen by the trainer).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same data and seed, same adapter.")] = None,
-    knob: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for any other knob; may repeat.")] = None,
+    knob: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for any other knob (lora.alpha=64); may repeat.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train an adapter on DATA.
@@ -43,7 +46,7 @@ def tune(
         "learning_rate_multiplier": learning_rate_multiplier,
         "rank": rank,
         "seed": seed,
-        **dict(_parsed(text) for text in knob or ()),
+        **knobs_of(knob or ()),
     }
     with client_of(ctx) as client:
         note(f"uploading and checking {data}")
@@ -65,12 +68,24 @@ def _report(job: Job, as_json: bool, watched: bool) -> None:
         note(f"follow it with: tunedock jobs watch {job.id}")
 
 
-def _parsed(text: str) -> tuple[str, Any]:
-    """`rank=8` -> ("rank", 8); a value that is not JSON is a string."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
+def knobs_of(settings: Iterable[str]) -> dict[str, Any]:
+    """`["lora.rank=8", "promote=never"]` -> `{"lora": {"rank": 8}, "promote": "never"}`."""
+    knobs: dict[str, Any] = {}
+    for text in settings:
+        path, equals, value = text.partition("=")
+        *parents, name = path.split(".")
+        if not equals or not all((*parents, name)):
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
+        place = knobs
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = _value(value)
+    return knobs
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself."""
     try:
-        return key, json.loads(value)
+        return json.loads(text)
     except ValueError:
-        return key, value
+        return text
