@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tunedock_api.errors import BadInput
+from tunedock_api.errors import BadInput, Unavailable
 
 from .inspection import Inspection
 
@@ -48,9 +48,10 @@ class IsolatedInspector:
         self._limits = limits or Limits()
         self._lock = Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._closed = False
 
     def inspect(self, asked: Inspection) -> Inspected:
-        """Raises BadInput as `Inspector.inspect`, and when the child exceeds its limits or dies."""
+        """Raises BadInput as `Inspector.inspect`, and when the child exceeds its limits or dies; Unavailable when closed."""
         with self._lock:
             answer = self._ask((json.dumps(asdict(asked)) + "\n").encode())
         if "error" in answer:
@@ -58,19 +59,28 @@ class IsolatedInspector:
         return Inspected(**answer)
 
     def close(self) -> None:
+        """Ends the child, whatever it does; an inspection that waits for it is called off."""
+        self._closed = True
+        child = self._child
+        if child is not None:
+            child.kill()
         with self._lock:
             self._end()
 
     def _ask(self, request: bytes) -> dict[str, Any]:
+        self._check_open()
         child = self._running()
         line = _exchange(child, request, self._limits.time_s)
         if not line:
             self._end()
-            text = (
-                f"The file could not be inspected within {self._limits.time_s:.0f} s and the limit on memory: split it."
-            )
-            raise BadInput(text, "invalid_file_format")
+            self._check_open()
+            limits = f"{self._limits.time_s:.0f} s and {self._limits.memory_bytes >> 20} MiB"
+            raise BadInput(f"The file could not be inspected within {limits}: split it.", "invalid_file_format")
         return dict(json.loads(line))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("Files are not inspected any more: the server is shutting down.", "shutting_down")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:

@@ -70,12 +70,13 @@ def declare(routes: Routes, files: FileService, max_upload_bytes: int) -> None:
         return download(stream, record.size_bytes, record.filename)
 
     @routes.get("/v1/files/{file_id}/report", policy=Policy.FILES, tags=["files"])
-    async def file_report(request: Request, file_id: str) -> Response:
-        """Everything that validation found: all errors with their lines, counts, warnings."""
-        record = await files.get(principal_of(request).project, file_id)
-        return JSONResponse(
-            {"object": "file.report", "file": record.id, "status": record.status, **(record.report or {})}
-        )
+    async def file_report(request: Request, file_id: str, validation_file: str | None = None) -> Response:
+        """Everything that validation found: all errors with their lines, repeats, token lengths, the loss mask of the
+        first examples, an estimate; with `validation_file` also the overlap with that file."""
+        project = principal_of(request).project
+        record = await files.get(project, file_id)
+        report = await files.report(project, file_id, validation_file)
+        return JSONResponse({"object": "file.report", "file": record.id, "status": record.status, **report})
 
 
 def download(stream: BinaryIO, size_bytes: int, filename: str) -> Response:

@@ -11,8 +11,11 @@ from typing import Any, BinaryIO, Literal
 
 from tunedock_api.errors import BadInput, NotFound
 from tunedock_registry.data.formats import FileReport, validate_file
+from tunedock_registry.data.isolation import Inspected
 from tunedock_registry.records import Attempt, FileRecord, Order, Page
 from tunedock_registry.registry import Registry
+
+from .inspection import FileInspector
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +39,10 @@ class NewFile:
 class FileValidator:
     """Validates uploaded files one after the other. Call `recover` at start: what a crash left behind is done first."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, inspector: FileInspector | None = None) -> None:
+        """Without an inspector only the text is checked, in a thread; no token is counted."""
         self._registry = registry
+        self._inspector = inspector
         self._queue: asyncio.Queue[FileRecord] = asyncio.Queue()
         self._open: dict[str, asyncio.Event] = {}
 
@@ -72,19 +77,31 @@ class FileValidator:
                 self._open.pop(record.id).set()
 
     def _validate(self, record: FileRecord) -> None:
+        found = self._inspected(record)
+        status: Literal["processed", "error"] = "processed" if found.ok else "error"
+        self._registry.files.set_result(record.id, status, found.status_details, found.report)
+
+    def _inspected(self, record: FileRecord) -> Inspected:
+        if self._inspector is not None and record.purpose == "fine-tune":
+            try:
+                return self._inspector.inspect(record)
+            except BadInput as error:
+                return Inspected(False, error.message, {})
         with self._registry.files.open(record.project, record.id) as stream:
             report = validate_file(stream, record.purpose)
-        status: Literal["processed", "error"] = "processed" if report.ok else "error"
-        self._registry.files.set_result(record.id, status, report.status_details(), report.as_dict())
+        return Inspected(report.ok, report.status_details(), report.as_dict())
 
 
 class FileService:
     """Use cases on files; every answer belongs to `project`."""
 
-    def __init__(self, registry: Registry, validator: FileValidator, max_bytes: int) -> None:
+    def __init__(
+        self, registry: Registry, validator: FileValidator, max_bytes: int, inspector: FileInspector | None = None
+    ) -> None:
         self._registry = registry
         self._validator = validator
         self._max_bytes = max_bytes
+        self._inspector = inspector
 
     async def create(self, project: str, new: NewFile, attempt: Attempt) -> FileRecord:
         """Raises BadInput for a purpose, name, expiry or first line that cannot be; `payload_too_large`; Unavailable."""
@@ -117,6 +134,13 @@ class FileService:
             await self._validator.finished(file_id, timeout_s)
             record = await self.get(project, file_id)
         return record
+
+    async def report(self, project: str, file_id: str, validation_file: str | None) -> dict[str, Any]:
+        """What validation found, {} before it is done; with a validation file also how far the two overlap."""
+        record = await self.get(project, file_id)
+        if validation_file is None or self._inspector is None:
+            return record.report or {}
+        return (await self._inspector.compare(record, await self.get(project, validation_file))).report
 
     async def list(
         self, project: str, after: str | None, limit: int, order: Order, purpose: str | None

@@ -79,7 +79,7 @@ class JobService:
             await self._usable_file(project, new.validation_file, "validation_file")
         for extra in knobs.mixing:
             await self._usable_file(project, extra, f"{KNOBS_KEY}.mixing.{extra}")
-        preflight.check(method, knobs, (training.report or {}).get("kind"), self._pool.facts)
+        preflight.check(method, knobs, training.report or {}, self._pool.facts)
         spec = self._spec(new, method, knobs)
         record = await asyncio.to_thread(
             self._registry.jobs.create, project, spec, attempt.key, attempt.body_sha256, attempt.retry

@@ -5,7 +5,8 @@ Every refusal is a BadInput with the dotted path of the field that has to change
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from tunedock_api.errors import BadInput
 from tunedock_registry.data.knobs import KNOBS_KEY, Knobs, Method
@@ -13,12 +14,14 @@ from tunedock_registry.data.knobs import KNOBS_KEY, Knobs, Method
 from ..pool import EngineFacts
 
 
-def check(method: Method, knobs: Knobs, kind: str | None, facts: EngineFacts) -> None:
-    """`kind`: format of the training file. Raises BadInput."""
-    _check_kind(method, kind)
+def check(method: Method, knobs: Knobs, report: Mapping[str, Any], facts: EngineFacts) -> None:
+    """`report`: of the training file. Raises BadInput."""
+    _check_kind(method, report.get("kind"))
     _check_ranks(knobs, facts)
     _check_targets(knobs, facts)
     _check_length(knobs, facts)
+    _check_template(knobs, report)
+    _check_longest(knobs, report, facts)
 
 
 def _check_kind(method: Method, kind: str | None) -> None:
@@ -92,4 +95,30 @@ def _check_length(knobs: Knobs, facts: EngineFacts) -> None:
             f"max_length {knobs.max_length} is above the {facts.max_model_len} tokens that this engine serves.",
             "unservable_lora",
             param=f"{KNOBS_KEY}.max_length",
+        )
+
+
+def _check_template(knobs: Knobs, report: Mapping[str, Any]) -> None:
+    """The report was made without template kwargs; a job that brings some is checked by the trainer."""
+    refused = report.get("template") or {}
+    if refused.get("count") and not knobs.chat_template_kwargs:
+        more = refused["count"] - 1
+        first = refused["errors"][0]["message"]
+        raise BadInput(
+            f"{first}{f' {more} more examples are refused as well.' if more else ''}",
+            "invalid_training_file",
+            param="training_file",
+        )
+
+
+def _check_longest(knobs: Knobs, report: Mapping[str, Any], facts: EngineFacts) -> None:
+    """Only where nothing else was asked: over-long examples may be dropped or cut on request."""
+    longest = (report.get("tokens") or {}).get("longest", 0)
+    limit = facts.max_model_len if knobs.max_length == "auto" else knobs.max_length
+    if longest > limit and knobs.overlong == "error":
+        raise BadInput(
+            f"The longest example has {longest} tokens, but at most {limit} are taken: shorten it, or set overlong to "
+            "'drop' or 'truncate'.",
+            "invalid_training_file",
+            param="training_file",
         )

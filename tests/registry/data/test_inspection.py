@@ -4,13 +4,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.datasets import assistant, chat, facts, jsonl, user
 from support.models import default_model_path
-from tunedock_api.errors import BadInput
+from tunedock_api.errors import BadInput, Unavailable
 from tunedock_registry.data.inspection import Inspection
 from tunedock_registry.data.isolation import IsolatedInspector, Limits
 from tunedock_registry.models.tokenizer import load_tokenizer, stop_token_ids
@@ -87,6 +88,20 @@ def test_a_file_that_takes_too_long_is_refused_and_the_child_ended(data: str) ->
     with pytest.raises(BadInput, match="could not be inspected within"):
         inspector.inspect(Inspection(data))
     assert inspector._child is None
+
+
+def test_closing_calls_off_the_inspection_that_runs_without_blaming_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(jsonl(facts(20_000)))
+    inspector = IsolatedInspector(default_model_path())
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(inspector.inspect, Inspection(str(path)))
+        time.sleep(0.3)
+        started = time.monotonic()
+        inspector.close()
+        with pytest.raises(Unavailable):
+            running.result()
+    assert time.monotonic() - started < 2
 
 
 def test_without_a_model_only_the_text_is_looked_at(data: str) -> None:
