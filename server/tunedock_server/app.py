@@ -10,7 +10,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
+from tunedock_registry.adapters.isolation import IsolatedIntake
 from tunedock_registry.adapters.snapshot import Snapshot
+from tunedock_registry.data.isolation import IsolatedInspector
 from tunedock_registry.registry import Registry
 
 from .catalog import Catalog
@@ -36,6 +38,7 @@ from .services.adapters import AdapterService
 from .services.capacity import capacity
 from .services.files import FileService, FileValidator
 from .services.inference import Admission, Inference
+from .services.inspection import FileInspector
 from .services.jobs import JobService
 from .services.models import ModelService
 from .services.promotion import Promotion
@@ -60,6 +63,8 @@ class Server:
         *,
         gate_settings: GateSettings | None = None,
         trainer: Supervisor | None = None,
+        intake: IsolatedIntake | None = None,
+        inspector: IsolatedInspector | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -92,11 +97,13 @@ class Server:
             Admission(settings.max_inflight),
             RequestCaps(max_tokens=settings.max_completion_tokens),
         )
-        self.validator = FileValidator(registry)
-        self.files = FileService(registry, self.validator, settings.max_upload_bytes)
+        self.inspector = FileInspector(registry, pool, inspector) if inspector is not None else None
+        self.validator = FileValidator(registry, self.inspector)
+        self.files = FileService(registry, self.validator, settings.max_upload_bytes, self.inspector)
         self.jobs = JobService(registry, self.files, self.catalog, pool, self.watcher.look)
         self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
-        self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes)
+        self.intake = intake or IsolatedIntake()
+        self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes, self.intake)
         self.models = ModelService(self.catalog, int(time.time()))
         self.metrics = Metrics(self._readings)
         self.draining = False
@@ -137,7 +144,9 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.publisher.close()
+        await asyncio.to_thread(self.intake.close)
+        if self.inspector is not None:
+            await asyncio.to_thread(self.inspector.close)
         await self.pool.stop()
 
     def not_ready(self) -> str | None:

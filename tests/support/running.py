@@ -6,6 +6,7 @@ Real registry, real HTTP, unmodified openai client; tests may look into the serv
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from support.bases import adapter_config, tiny_base, write_adapter
 from support.fake_pool import FakePool
 from tunedock_api.manifest import WEIGHTS_FILE, Lineage
 from tunedock_registry.adapters.intake import ManifestParts, prepare
+from tunedock_registry.adapters.isolation import IsolatedIntake
+from tunedock_registry.data.isolation import IsolatedInspector
 from tunedock_registry.layout import Home
 from tunedock_registry.models.facts import BaseFacts
 from tunedock_registry.records import VersionRecord
@@ -27,6 +30,17 @@ from tunedock_server.run import bind, http_server
 from tunedock_server.settings import Settings
 
 PROJECT = "default"
+
+
+class SharedIntake(IsolatedIntake):
+    """One for all tests of a process: its child takes a second to start, and `close` belongs to the interpreter."""
+
+    def close(self) -> None:
+        return
+
+
+INTAKE = SharedIntake()
+atexit.register(IsolatedIntake.close, INTAKE)
 
 
 @dataclass
@@ -98,14 +112,19 @@ def quick(home: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, *, pool: FakePool | None = None, registry: Registry | None = None, **changes: Any
+    tmp_path: Path,
+    *,
+    pool: FakePool | None = None,
+    registry: Registry | None = None,
+    inspector: IsolatedInspector | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Running]:
     """`changes` are settings. Give `registry` to put a second server on the first one's."""
     base = tiny_base()
     pool = pool or FakePool(base)
     settings = quick(tmp_path, **changes)
-    shared = registry or await asyncio.to_thread(Registry.open, Home(tmp_path))
-    server = Server(settings, shared, pool, base.identity.id)
+    shared = registry if registry is not None else await asyncio.to_thread(Registry.open, Home(tmp_path))
+    server = Server(settings, shared, pool, base.identity.id, intake=INTAKE, inspector=inspector)
     sock = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     http = http_server(build_app(server))

@@ -42,13 +42,18 @@ class Publisher:
     """What the live engine cannot serve is refused with its numbers. `published` wakes the gate."""
 
     def __init__(
-        self, registry: Registry, pool: EnginePool, published: Callable[[], Awaitable[None]], max_adapter_bytes: int
+        self,
+        registry: Registry,
+        pool: EnginePool,
+        published: Callable[[], Awaitable[None]],
+        max_adapter_bytes: int,
+        intake: IsolatedIntake,
     ) -> None:
         self._registry = registry
         self._pool = pool
         self._published = published
         self._max_adapter_bytes = max_adapter_bytes
-        self._intake = IsolatedIntake()
+        self._intake = intake
 
     async def publish(self, project: str, name: str, upload: Upload, attempt: Attempt) -> VersionRecord:
         """A new version in state `published`.
@@ -62,10 +67,6 @@ class Publisher:
         record = await asyncio.to_thread(self._store, project, name, upload, attempt, facts)
         await self._published()
         return record
-
-    def close(self) -> None:
-        """Ends the process that waits for the next adapter."""
-        self._intake.close()
 
     def _store(self, project: str, name: str, upload: Upload, attempt: Attempt, facts: EngineFacts) -> VersionRecord:
         parts = _parts(upload)
