@@ -136,6 +136,10 @@ class Adapter:
         """Module name → (A, B) in the compute dtype with the scaling folded in: what is exported."""
         return {name: (self._a(self.compute, module), self._b(self.compute, module)) for name, module in self._named()}
 
+    def gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Module name → (∂A, ∂B): views of `grads`."""
+        return {name: (self._a(self.grads, module), self._b(self.grads, module)) for name, module in self._named()}
+
     def load(self, tensors: Mapping[str, tuple[Tensor, Tensor]], *, folded: bool) -> None:
         """Takes A and B by module name; `folded` says that their B holds the scaling already.
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from .trainee import Trainee
 
@@ -25,6 +26,7 @@ class Saved:
     folder: Path
     step: int
     notes: dict[str, Any]
+    best: Tensor | None = None
 
 
 class Checkpoints:
@@ -33,12 +35,14 @@ class Checkpoints:
     def __init__(self, folder: Path, digest: str) -> None:
         self._folder, self._digest = folder, digest
 
-    def save(self, trainee: Trainee, notes: dict[str, Any]) -> Saved:
-        """Writes the state after `trainee.step` steps and drops all but the last two."""
+    def save(self, trainee: Trainee, notes: dict[str, Any], best: Tensor | None = None) -> Saved:
+        """Writes the state after `trainee.step` steps and drops all but the last two. `best` are the best weights so far."""
         target = self._folder / f"step-{trainee.step:08d}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         tensors = {"params": trainee.adapter.params, **trainee.optimizer.state()}
+        if best is not None:
+            tensors["best"] = best
         save_file({name: tensor.detach().cpu() for name, tensor in tensors.items()}, target / _WEIGHTS)
         manifest = {"digest": self._digest, "step": trainee.step, "notes": notes}
         _sync(target / _WEIGHTS)
@@ -60,6 +64,7 @@ class Checkpoints:
             return None
         saved = states[-1]
         tensors = load_file(saved.folder / _WEIGHTS)
+        saved = replace(saved, best=tensors.pop("best", None))
         trainee.adapter.params.copy_(tensors.pop("params"))
         trainee.adapter.refresh()
         trainee.optimizer.load_state(tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from tunedock_registry.data.examples import ChatExample, CompletionExample, Exam
 from tunedock_registry.data.formats import read_examples, too_few_examples
 from tunedock_registry.data.knobs import Knobs
 from tunedock_registry.data.render import Rendered, Renderer
+from tunedock_registry.data.split import auto_fraction, split
 from tunedock_registry.records import FileRecord, JobRecord
 from tunedock_registry.registry import Registry
 
@@ -18,18 +18,6 @@ from .losses import Item
 from .rows import Tokens
 from .sampler import Source
 from .settings import Objective
-
-MIN_FOR_SPLIT = 10
-AUTO_SPLIT = 0.1
-MAX_AUTO_VALIDATION = 500
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A held-out question: its token ids, and the answer that the data gives."""
-
-    token_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,9 +77,7 @@ class Loader:
 
     def _fraction(self, count: int) -> float:
         asked = self.knobs.validation_split
-        if asked != "auto":
-            return asked
-        return min(AUTO_SPLIT, MAX_AUTO_VALIDATION / count) if count >= 2 * MIN_FOR_SPLIT else 0.0
+        return auto_fraction(count) if asked == "auto" else asked
 
     def _read(self, file: FileRecord, param: str) -> list[Example]:
         with self.registry.files.open(file.project, file.id) as stream:
@@ -136,12 +122,3 @@ class Loader:
             if self.knobs.overlong == "drop" or not any(weights):
                 return None
         return Tokens(tuple(ids), tuple(weights))
-
-
-def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and validation part; at least one example stays for training."""
-    count = min(len(examples) - 1, round(len(examples) * fraction))
-    rng = random.Random(f"split:{seed}")  # noqa: S311  # not for secrets
-    held = set(rng.sample(range(len(examples)), max(0, count)))
-    train = [example for number, example in enumerate(examples) if number not in held]
-    return train, [examples[number] for number in sorted(held)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
 from tunedock_api.errors import BadInput
 from tunedock_registry.adapters.canonical import LoraSettings, resolve, targeted
 from tunedock_registry.models.facts import BaseFacts
@@ -30,6 +34,15 @@ def adapted_modules(config: LoraConfig, base: BaseFacts) -> tuple[ModuleLora, ..
     ]
     _check_rank(max(module.rank for module in modules), base)
     return tuple(modules)
+
+
+def modules_of(tensors: Mapping[str, tuple[Tensor, Tensor]], config: LoraConfig) -> tuple[ModuleLora, ...]:
+    """The modules of a version that is continued, with its own ranks; `config` gives the scaling they train with."""
+    root = math.sqrt if config.rslora else float
+    return tuple(
+        ModuleLora(name, a.shape[1], b.shape[0], rank=a.shape[0], scaling=config.alpha / root(a.shape[0]))
+        for name, (a, b) in sorted(tensors.items())
+    )
 
 
 def _check_target(leaf: str, settings: LoraSettings, base: BaseFacts) -> None:

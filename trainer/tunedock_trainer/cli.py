@@ -1,0 +1,49 @@
+"""`tunedock trainer`: works off the queue of a registry. `tunedock serve` starts one by itself."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tunedock_registry.layout import Home
+
+from . import machine
+
+
+def trainer(
+    home: Annotated[Path | None, typer.Option(help="Home folder; default TUNEDOCK_HOME.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: name, folder or Hugging Face id.")] = None,
+    max_lora_rank: Annotated[int, typer.Option(help="The serving engine's rank cap.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass; bounds memory.")] = 4096,
+    save_every_s: Annotated[float, typer.Option(help="Seconds between states to resume from.")] = 60.0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 means all cores.")] = 0,
+    nice: Annotated[int, typer.Option(help="Give way to other processes (0 to 19).")] = 0,
+    once: Annotated[bool, typer.Option("--once", help="End when no job waits.")] = False,
+) -> None:
+    """Claim fine-tuning jobs, train them, publish their versions."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    machine.keep_memory_warm()
+    machine.be_nice(nice)
+    # Heavy imports come after the allocator is set up, and never for `--help`.
+    import torch
+    from tunedock_registry.models import resolve_model
+    from tunedock_registry.registry import Registry
+
+    from .base import load_base
+    from .loop import Limits
+    from .process import Stop, work
+
+    if threads:
+        torch.set_num_threads(threads)
+    place = Home.resolve(home)
+    registry = Registry.open(place)
+    local = resolve_model(model, place)
+    stop = Stop()
+    stop.listen()
+    limits = Limits(save_every_s=save_every_s, max_tokens=max_tokens)
+    try:
+        work(registry, lambda: load_base(local.path, local.model_id, max_rank=max_lora_rank), limits, stop, once=once)
+    finally:
+        registry.close()

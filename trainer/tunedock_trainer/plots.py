@@ -1,0 +1,63 @@
+"""TensorBoard files while a run goes on, and one picture of it at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .history import Row
+
+_SCALARS = (
+    ("train/loss", "train_loss"),
+    ("train/accuracy", "train_accuracy"),
+    ("train/learning_rate", "learning_rate"),
+    ("train/grad_norm", "grad_norm"),
+    ("valid/loss", "valid_loss"),
+    ("valid/accuracy", "valid_mean_token_accuracy"),
+    ("valid/full_loss", "full_valid_loss"),
+    ("valid/full_accuracy", "full_valid_mean_token_accuracy"),
+)
+
+
+class RunBoard:
+    """Writes TensorBoard event files; steps after `step` of an earlier try are hidden by TensorBoard itself."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def add(self, row: Row) -> None:
+        for tag, name in _SCALARS:
+            value = getattr(row, name)
+            if value is not None:
+                self._writer.add_scalar(tag, value, row.step)
+        self._writer.add_scalar("train/tokens_per_second", row.num_tokens / max(row.seconds, 1e-9), row.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def write_plot(rows: Sequence[Row], path: Path) -> None:
+    """Loss and accuracy over steps, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw(left, rows, "loss", ("train_loss", "valid_loss", "full_valid_loss"))
+    _draw(right, rows, "accuracy", ("train_accuracy", "valid_mean_token_accuracy", "full_valid_mean_token_accuracy"))
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _draw(axes: Any, rows: Sequence[Row], title: str, names: Sequence[str]) -> None:
+    for name, label, style in zip(names, ("train", "valid (batch)", "valid (all)"), ("-", ":", "o--"), strict=True):
+        points = [(row.step, getattr(row, name)) for row in rows if getattr(row, name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    if rows:
+        axes.legend()
