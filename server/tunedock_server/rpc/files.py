@@ -31,7 +31,7 @@ class FilesRpc(FineTuningServicer):
     async def StartUpload(self, request: pb.StartUploadRequest, context: Context) -> pb.Upload:
         project = current_call().principal.project
         if request.upload_id:
-            return _upload(await self._transfers.find(project, request.upload_id))
+            return _upload(await self._transfers.resume(project, request.upload_id))
         new = await self._transfers.begin(project, request.filename, request.purpose, request.size_bytes)
         return _upload(new)
 

@@ -6,7 +6,8 @@ An upload's parts are laid down in the order of the stream, so the bytes stored 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tunedock_api.errors import BadInput
@@ -33,6 +34,7 @@ class Transfers:
     def __init__(self, registry: Registry, validator: FileValidator) -> None:
         self._registry = registry
         self._validator = validator
+        self._senders: dict[str, asyncio.Task[object]] = {}
 
     async def begin(self, project: str, filename: str, purpose: str, size_bytes: int) -> Transfer:
         """Raises BadInput for a purpose, name or size that cannot be."""
@@ -45,8 +47,20 @@ class Transfers:
         )
         return Transfer(upload, 0)
 
-    async def find(self, project: str, upload_id: str) -> Transfer:
-        """Where an upload stands. Raises NotFound."""
+    async def resume(self, project: str, upload_id: str) -> Transfer:
+        """Where an upload stands, after ending a call that still sends to it: its sender has given it up.
+
+        Raises NotFound.
+        """
+        found = await self._find(project, upload_id)
+        sender = self._senders.get(upload_id)
+        if sender is None or sender is asyncio.current_task():
+            return found
+        sender.cancel()
+        await asyncio.wait({sender})
+        return await self._find(project, upload_id)
+
+    async def _find(self, project: str, upload_id: str) -> Transfer:
         upload = await asyncio.to_thread(self._registry.uploads.get, project, upload_id)
         parts = await asyncio.to_thread(self._registry.uploads.parts, project, upload_id)
         return Transfer(upload, sum(part.size_bytes for part in parts))
@@ -59,14 +73,26 @@ class Transfers:
         Raises BadInput when `offset` is not where the stored bytes end, when bytes are missing or too many at the end
         (what came is kept), or when the whole does not fit `sha256`.
         """
-        transfer = await self.find(project, upload_id)
+        transfer = await self.resume(project, upload_id)
         if offset != transfer.stored_bytes:
             raise BadInput(f"Go on from byte {transfer.stored_bytes}, not {offset}.", "invalid_state", param="offset")
-        stored = offset + await self._store(project, upload_id, chunks)
-        size = transfer.upload.size_bytes
-        if stored != size:
-            raise BadInput(f"{stored} of {size} bytes are stored: go on from there.", "invalid_state", param="data")
-        return await self._finish(project, upload_id, sha256)
+        with self._sending(upload_id):
+            stored = offset + await self._store(project, upload_id, chunks)
+            size = transfer.upload.size_bytes
+            if stored != size:
+                raise BadInput(f"{stored} of {size} bytes are stored: go on from there.", "invalid_state", param="data")
+            return await self._finish(project, upload_id, sha256)
+
+    @contextmanager
+    def _sending(self, upload_id: str) -> Iterator[None]:
+        task = asyncio.current_task()
+        if task is not None:
+            self._senders[upload_id] = task
+        try:
+            yield
+        finally:
+            if self._senders.get(upload_id) is task:
+                del self._senders[upload_id]
 
     async def _store(self, project: str, upload_id: str, chunks: AsyncIterator[bytes]) -> int:
         """Bytes stored. Memory: one part."""
@@ -79,7 +105,13 @@ class Transfers:
         return total + (await self._add(project, upload_id, bytes(part)) if part else 0)
 
     async def _add(self, project: str, upload_id: str, part: bytes) -> int:
-        await asyncio.to_thread(self._registry.uploads.add_part, project, upload_id, [part])
+        """A part is stored whole or not at all: a call that ends meanwhile ends after it."""
+        adding = asyncio.ensure_future(asyncio.to_thread(self._registry.uploads.add_part, project, upload_id, [part]))
+        try:
+            await asyncio.shield(adding)
+        except asyncio.CancelledError:
+            await asyncio.wait({adding})
+            raise
         return len(part)
 
     async def _finish(self, project: str, upload_id: str, sha256: str) -> FileRecord:
