@@ -22,10 +22,14 @@ from .http import errors
 from .http import files as file_routes
 from .http import inference as inference_routes
 from .http import jobs as job_routes
+from .http import keys as key_routes
 from .http import models as model_routes
 from .http import ops as ops_routes
+from .http import permissions as permission_routes
 from .http import publishing as publishing_routes
-from .http.auth import Authenticator
+from .http import uploads as upload_routes
+from .http import webhooks as webhook_routes
+from .http.auth import Authenticator, KeyRing
 from .http.context import RequestContext
 from .http.routing import Routes, check_all_guarded
 from .keeper import EngineKeeper
@@ -44,6 +48,8 @@ from .services.models import ModelService
 from .services.promotion import Promotion
 from .services.publishing import Publisher
 from .services.requests import RequestCaps
+from .services.uploads import UploadService
+from .services.webhooks import WebhookSender, WebhookService
 from .settings import GateSettings, Settings
 from .supervisor import Supervisor
 from .watcher import Watcher
@@ -77,7 +83,7 @@ class Server:
         self.keeper = EngineKeeper(
             pool, self._restore, max_deaths=settings.engine_restarts, window_s=settings.engine_window_s
         )
-        self.watcher = Watcher(registry, self.catalog, settings.poll_s, self._changed)
+        self.watcher = Watcher(registry, self.catalog, settings.poll_s, self._refresh, self._changed)
         self.promotion = Promotion(registry, self.watcher.look)
         self.gate = Gate(
             registry,
@@ -104,14 +110,19 @@ class Server:
         self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
         self.intake = intake or IsolatedIntake()
         self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes, self.intake)
-        self.models = ModelService(self.catalog, int(time.time()))
+        self.models = ModelService(self.catalog, self.adapters, int(time.time()))
+        self.uploads = UploadService(registry, self.validator)
+        self.sender = WebhookSender(registry, settings.webhooks_may_be_private())
+        self.webhooks = WebhookService(registry, self.sender)
+        self.keyring = KeyRing(registry)
+        self.authenticator = Authenticator(settings.api_key, self.keyring.current)
         self.metrics = Metrics(self._readings)
         self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Engine up, registry's state loaded, residency restored. Raises what the engine's start raises."""
-        await self.catalog.refresh()
+        await self._refresh()
         await self.keeper.start()
         await self.validator.recover()
         await self.jobs.recover()
@@ -123,6 +134,7 @@ class Server:
         yield self.watcher.run()
         yield self.gate.run()
         yield self.validator.run()
+        yield self.sender.run()
         yield self._collect_forever()
         if self.trainer is not None:
             yield self.trainer.run()
@@ -160,6 +172,11 @@ class Server:
         self.residents.engine_started()
         self.gate.engine_started()
         await self.reconciler.restore(self.catalog.snapshot, recent)
+
+    async def _refresh(self) -> None:
+        """Everything that requests are decided by, from the registry into memory."""
+        await self.keyring.refresh()
+        await self.catalog.refresh(self.keyring.projects())
 
     async def _changed(self, before: Snapshot, now: Snapshot) -> None:
         self.gate.wake()
@@ -207,7 +224,7 @@ def build_app(server: Server) -> ASGIApp:
     settings = server.settings
     app = FastAPI(title="TuneDock", version="1", docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
-    routes = Routes(app, Authenticator(settings.api_key), settings.max_request_bytes)
+    routes = Routes(app, server.authenticator, settings.max_request_bytes)
     inference_routes.declare(
         routes,
         server.inference,
@@ -216,7 +233,11 @@ def build_app(server: Server) -> ASGIApp:
     )
     model_routes.declare(routes, server.models)
     file_routes.declare(routes, server.files, settings.max_upload_bytes)
+    upload_routes.declare(routes, server.uploads)
     job_routes.declare(routes, server.jobs)
+    permission_routes.declare(routes, server.registry.permissions, server.watcher.look)
+    webhook_routes.declare(routes, server.webhooks)
+    key_routes.declare(routes, server.registry.keys, server.watcher.look)
     adapter_routes.declare(
         routes, server.adapters, lambda: capacity(server.pool.facts, server.residents, server.catalog)
     )

@@ -6,6 +6,7 @@ A request never waits for the database: `resolve` reads one immutable object, an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping
 
 from tunedock_api.errors import model_not_found
 from tunedock_api.names import parse_ref
@@ -23,23 +24,48 @@ class Catalog:
         self._registry = registry
         self.base_model = base_model
         self.snapshot = Snapshot()
+        self._lent: Mapping[tuple[str, str], VersionRecord] = {}
         self._refreshing = asyncio.Lock()
 
-    async def refresh(self) -> Snapshot:
-        """Reads the registry anew. An older answer never replaces a newer one."""
+    async def refresh(self, projects: Collection[str] = ()) -> Snapshot:
+        """Reads the registry anew, with what is lent to `projects`. An older answer never replaces a newer one."""
         async with self._refreshing:
-            self.snapshot = await asyncio.to_thread(self._registry.adapters.snapshot)
+            snapshot = await asyncio.to_thread(self._registry.adapters.snapshot)
+            self._lent = await asyncio.to_thread(self._read_lent, snapshot, projects)
+            self.snapshot = snapshot
         return self.snapshot
+
+    def _read_lent(self, snapshot: Snapshot, projects: Collection[str]) -> dict[tuple[str, str], VersionRecord]:
+        lent = {project: self._registry.permissions.lent_to(project) for project in projects}
+        wanted = {version_id for refs in lent.values() for version_id in refs.values()}
+        if not wanted:
+            return {}
+        known = {version.id: version for version in snapshot.versions() if version.id in wanted}
+        return {
+            (project, ref): known[version_id]
+            for project, refs in lent.items()
+            for ref, version_id in refs.items()
+            if version_id in known
+        }
 
     def resolve(self, project: str, model: str, sticky_key: str | None = None) -> Pinned:
         """What serves `model`. Raises NotFound `model_not_found`; remembers nothing about unknown names."""
         if model == self.base_model:
             return Pinned(self.base_model)
-        ref = parse_ref(model)
-        version = self.snapshot.resolve(project, ref, sticky_key) if ref else None
+        version = self.version(project, model, sticky_key)
         if version is None:
             raise model_not_found(model)
         return self.pinned(version)
+
+    def version(self, project: str, model: str, sticky_key: str | None = None) -> VersionRecord | None:
+        """The project's own version that `model` means, or a checkpoint that another project lends to it."""
+        ref = parse_ref(model)
+        own = self.snapshot.resolve(project, ref, sticky_key) if ref else None
+        return own or self._lent.get((project, model))
+
+    def lent_to(self, project: str) -> list[tuple[str, VersionRecord]]:
+        """(reference, version) of what other projects lend to this one."""
+        return [(ref, version) for (owner, ref), version in self._lent.items() if owner == project]
 
     def pinned(self, version: VersionRecord) -> Pinned:
         """The version as an engine needs it."""

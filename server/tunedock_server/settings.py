@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     max_adapter_bytes: int = Field(default=4 << 30, ge=1024, description="one published adapter")
     max_completion_tokens: int = Field(default=32_768, ge=1, description="cap of max_tokens of one request")
 
+    webhook_allow_private: bool = Field(default=False, description="call webhooks at addresses that are not public")
+
     # Lifecycle
     poll_s: float = Field(default=0.25, gt=0, description="how often the registry's change counter is read")
     drain_grace_s: float = Field(default=0.0, ge=0, description="after SIGTERM, serve on this long before refusing")
@@ -85,6 +87,10 @@ class Settings(BaseSettings):
     collect_grace_s: float = Field(default=60.0, ge=0, description="files outlive their last use by this")
     engine_restarts: int = Field(default=5, ge=0, description="deaths within engine_window_s before giving up")
     engine_window_s: float = Field(default=600.0, gt=0)
+
+    def webhooks_may_be_private(self) -> bool:
+        """Without authentication everybody who may set a webhook is on this machine anyway."""
+        return self.webhook_allow_private or not self.authenticated()
 
     def authenticated(self) -> bool:
         return bool(self.api_key)

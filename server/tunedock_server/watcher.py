@@ -20,11 +20,19 @@ OnChange = Callable[[Snapshot, Snapshot], Awaitable[None]]
 
 
 class Watcher:
-    """`look` may be called at any time, for example right after a write of our own."""
+    """`refresh` reads the registry into memory. `look` may be called at any time, for example after our own write."""
 
-    def __init__(self, registry: Registry, catalog: Catalog, poll_s: float, on_change: OnChange) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        catalog: Catalog,
+        poll_s: float,
+        refresh: Callable[[], Awaitable[None]],
+        on_change: OnChange,
+    ) -> None:
         self._registry = registry
         self._catalog = catalog
+        self._refresh = refresh
         self._poll_s = poll_s
         self._on_change = on_change
         self._seen = -1
@@ -38,9 +46,9 @@ class Watcher:
             if counter == self._seen:
                 return
             before = self._catalog.snapshot
-            now = await self._catalog.refresh()
+            await self._refresh()
             self._seen = counter
-        await self._on_change(before, now)
+        await self._on_change(before, self._catalog.snapshot)
 
     async def run(self) -> None:
         while True:

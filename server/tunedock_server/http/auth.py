@@ -6,12 +6,17 @@ Paths, `Host` and forwarded headers play no part: every auth bypass of the last 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tunedock_api.errors import Unauthenticated
+from tunedock_api.errors import PermissionDenied, Unauthenticated
 from tunedock_api.names import DEFAULT_PROJECT
+from tunedock_registry.keys import KeyRecord, digest
+from tunedock_registry.registry import Registry
 
 
 class Policy(StrEnum):
@@ -26,6 +31,11 @@ class Policy(StrEnum):
     ADAPTERS_WRITE = "adapters:write"
     WEBHOOKS = "webhooks"
     OPERATE = "operate"
+    ADMIN = "admin"
+
+
+ADMIN_SCOPE = "admin"
+Keys = Callable[[], Mapping[str, KeyRecord]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +46,55 @@ class Principal:
     actor: str = "anonymous"
 
 
+def no_keys() -> Mapping[str, KeyRecord]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Authenticator:
-    """`api_key` None turns authentication off: any key, or none, is the default project."""
+    """`api_key` None turns authentication off: any key, or none, is the default project.
+
+    `api_key` is the bootstrap key and may do everything; `keys` are all others, by the sha256 of their secret.
+    """
 
     api_key: str | None = None
+    keys: Keys = no_keys
+    clock: Callable[[], float] = time.time
 
     def check(self, authorization: str | None, policy: Policy) -> Principal:
-        """Raises Unauthenticated for a missing or wrong key."""
+        """Raises Unauthenticated for a missing or wrong key, PermissionDenied for one without the scope."""
         if self.api_key is None or policy is Policy.PUBLIC:
             return Principal()
         scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        secret = key.strip()
+        if scheme.lower() != "bearer" or not secret:
             raise Unauthenticated("No API key was sent: use the header 'Authorization: Bearer KEY'.")
-        if not hmac.compare_digest(key.strip().encode(), self.api_key.encode()):
+        if hmac.compare_digest(secret.encode(), self.api_key.encode()):
+            return Principal(actor="admin")
+        return self._known(secret, policy)
+
+    def _known(self, secret: str, policy: Policy) -> Principal:
+        """The look-up is by digest, so its time says nothing about any key."""
+        record = self.keys().get(digest(secret))
+        if record is None or not record.valid_at(int(self.clock())):
             raise Unauthenticated("Incorrect API key provided.")
-        return Principal(actor="admin")
+        if policy.value not in record.scopes and ADMIN_SCOPE not in record.scopes:
+            raise PermissionDenied(f"This API key lacks the scope '{policy.value}'.")
+        return Principal(record.project, record.id)
+
+
+class KeyRing:
+    """The valid keys in memory, so that a request never waits for the database."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._keys: Mapping[str, KeyRecord] = {}
+
+    async def refresh(self) -> None:
+        self._keys = await asyncio.to_thread(self._registry.keys.valid)
+
+    def current(self) -> Mapping[str, KeyRecord]:
+        return self._keys
+
+    def projects(self) -> set[str]:
+        return {record.project for record in self._keys.values()} | {DEFAULT_PROJECT}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from ..services import wire
+from ..services.adapters import Who
 from ..services.models import ModelService
 from .auth import Policy
 from .routing import Routes, principal_of
@@ -20,3 +22,10 @@ def declare(routes: Routes, models: ModelService) -> None:
     @routes.get("/v1/models/{model:path}", policy=Policy.MODELS, tags=["models"])
     async def retrieve_model(request: Request, model: str) -> Response:
         return JSONResponse(models.get(principal_of(request).project, model))
+
+    @routes.delete("/v1/models/{model:path}", policy=Policy.ADAPTERS_WRITE, tags=["models"])
+    async def delete_model(request: Request, model: str) -> Response:
+        """Stops offering a version, or a whole adapter. 403 for the base model."""
+        principal = principal_of(request)
+        await models.delete(Who(principal.project, principal.actor), model)
+        return JSONResponse(wire.deleted(model, "model"))

@@ -17,7 +17,6 @@ from tunedock_api.v1.fine_tuning_pb2_grpc import add_FineTuningServicer_to_serve
 from tunedock_api.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 
 from ..app import Server
-from ..http.auth import Authenticator
 from ..services.capacity import capacity
 from ..services.transfers import Transfers
 from .adapters import AdaptersRpc
@@ -65,7 +64,7 @@ class RpcServer:
     def __init__(self, server: Server) -> None:
         settings, table = server.settings, policies()
         check_complete(table)
-        guard = Guard(Authenticator(settings.api_key), table, settings.request_timeout_s)
+        guard = Guard(server.authenticator, table, settings.request_timeout_s)
         self._grpc = grpc.aio.server(interceptors=[guard], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._not_ready: Callable[[], str | None] = server.not_ready

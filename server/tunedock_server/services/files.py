@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, BinaryIO, Literal
 
 from tunedock_api.errors import BadInput, NotFound
@@ -28,11 +29,11 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class NewFile:
-    """What a caller uploads. `stream` is read once, in a thread."""
+    """What a caller uploads. `stream` is read once, in a thread; None when the bytes come in parts."""
 
     filename: str
     purpose: str
-    stream: BinaryIO
+    stream: BinaryIO | None = None
     expires_after_s: int | None = None
 
 
@@ -105,20 +106,21 @@ class FileService:
 
     async def create(self, project: str, new: NewFile, attempt: Attempt) -> FileRecord:
         """Raises BadInput for a purpose, name, expiry or first line that cannot be; `payload_too_large`; Unavailable."""
-        _check(new)
-        record = await asyncio.to_thread(self._store, project, new, attempt)
+        check_new_file(new)
+        stream = new.stream or BytesIO()
+        record = await asyncio.to_thread(self._store, project, new, stream, attempt)
         self._validator.submit(record)
         return record
 
-    def _store(self, project: str, new: NewFile, attempt: Attempt) -> FileRecord:
+    def _store(self, project: str, new: NewFile, stream: BinaryIO, attempt: Attempt) -> FileRecord:
         if new.purpose == "fine-tune":
-            _check_first_line(new.stream)
+            _check_first_line(stream)
         expires = new.expires_after_s or (BATCH_EXPIRY_S if new.purpose == "batch" else None)
         return self._registry.files.create(
             project,
             new.filename,
             new.purpose,
-            _chunks(new.stream),
+            _chunks(stream),
             expires,
             max_bytes=self._max_bytes,
             attempt=attempt,
@@ -174,7 +176,8 @@ def _report(stored: dict[str, Any]) -> FileReport:
     )
 
 
-def _check(new: NewFile) -> None:
+def check_new_file(new: NewFile) -> None:
+    """Raises BadInput with the field that cannot be."""
     if new.purpose not in PURPOSES:
         raise BadInput(f"'{new.purpose[:40]}' is not one of {', '.join(PURPOSES)}.", param="purpose")
     if not 1 <= len(new.filename) <= MAX_FILENAME_CHARS or "\0" in new.filename:

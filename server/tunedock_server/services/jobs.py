@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunedock_api.errors import BadInput, NotFound, TuneDockError
-from tunedock_api.names import is_name, parse_ref
+from tunedock_api.names import is_name
 from tunedock_registry.data.formats import job_failure
 from tunedock_registry.data.knobs import KNOBS_KEY, Knobs, Method, parse_knobs, parse_method
 from tunedock_registry.records import (
@@ -96,8 +96,7 @@ class JobService:
         return knobs
 
     def _exact(self, project: str, model: str, param: str | None) -> str:
-        ref = parse_ref(model)
-        version = self._catalog.snapshot.resolve(project, ref, sticky_key="") if ref else None
+        version = self._catalog.version(project, model, sticky_key="")
         if version is None:
             raise BadInput(
                 f"Model {model[:200]} is not available for fine-tuning or does not exist.",

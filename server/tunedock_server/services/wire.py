@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from tunedock_registry.keys import KeyRecord
+from tunedock_registry.permissions import PermissionRecord
 from tunedock_registry.records import (
     AdapterRecord,
     AliasRecord,
@@ -14,9 +16,12 @@ from tunedock_registry.records import (
     HistoryRecord,
     JobRecord,
     Page,
+    PartRecord,
     Target,
+    UploadRecord,
     VersionRecord,
 )
+from tunedock_registry.webhooks import EndpointRecord
 
 from ..pool import Residency
 
@@ -55,6 +60,65 @@ def file(record: FileRecord) -> Json:
         "status_details": record.status_details,
     }
     return shown | ({"expires_at": record.expires_at} if record.expires_at is not None else {})
+
+
+def upload(record: UploadRecord) -> Json:
+    return {
+        "id": record.id,
+        "object": "upload",
+        "bytes": record.size_bytes,
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+        "filename": record.filename,
+        "purpose": record.purpose,
+        "status": record.status,
+        "file": None if record.file is None else file(record.file),
+    }
+
+
+def part(record: PartRecord) -> Json:
+    return {
+        "id": record.id,
+        "object": "upload.part",
+        "created_at": record.created_at,
+        "upload_id": record.upload_id,
+    }
+
+
+def endpoint(record: EndpointRecord) -> Json:
+    return {
+        "id": record.id,
+        "object": "webhook_endpoint",
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "name": record.name,
+        "url": record.url,
+        "event_types": list(record.event_types),
+        "signing_secret_hint": record.signing_secret_hint,
+    }
+
+
+def permission(record: PermissionRecord) -> Json:
+    return {
+        "id": record.id,
+        "object": "checkpoint.permission",
+        "created_at": record.created_at,
+        "project_id": record.project_id,
+    }
+
+
+def key(record: KeyRecord) -> Json:
+    return {
+        "id": record.id,
+        "object": "api_key",
+        "project": record.project,
+        "name": record.name,
+        "prefix": record.prefix,
+        "scopes": list(record.scopes),
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+        "revoked_at": record.revoked_at,
+    }
 
 
 def public_status(job: JobRecord, version: VersionRecord | None) -> tuple[str, Json | None]:
