@@ -15,6 +15,9 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 _log = logging.getLogger("tunedock.engine")
 _LIMIT = re.compile(r"maximum context length is (\d+) tokens")
 _PROMPT = re.compile(r"contains (at least )?(\d+) (input tokens|characters)")
+_DEAD = "EngineCore encountered an issue"
+_NO_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser")
+_SUFFIX = re.compile(r" \(parameter=(?P<param>[\w.]+)(, value=.*)?\)$", re.DOTALL)
 _INPUT_LENGTH = re.compile(r"Input length \((\d+)\) exceeds model's maximum context length \((\d+)\)")
 
 
@@ -38,13 +41,23 @@ def from_exception(error: Exception) -> TuneDockError:
 def from_response(error: dict[str, Any], cause: Exception | None = None) -> TuneDockError:
     """`error` has the keys message, param and code (an HTTP status), as vLLM's `ErrorInfo` does."""
     status, message = int(error["code"]), str(error["message"])
-    param = error.get("param")
+    if message.startswith(_DEAD):
+        return engine_down()
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return Overloaded("The engine's queue is full. Try again soon.", "engine_overloaded", retry_after_s=1.0)
     if 400 <= status < 500 or status == HTTPStatus.NOT_IMPLEMENTED:
-        return _context_length(message) or BadInput(message, param=param if param != "input_text" else None)
+        return _context_length(message) or _bad_input(message, error.get("param"))
     _log.error("engine error: %s", message, exc_info=cause)
     return Internal("The engine failed on this request; the log has the details under the request id.")
+
+
+def _bad_input(message: str, param: str | None) -> BadInput:
+    """vLLM's text without its command-line advice and its `(parameter=…)` suffix."""
+    if any(flag in message for flag in _NO_TOOLS):
+        return BadInput("This server was started without a tool parser; set tool_choice to none.", param="tool_choice")
+    if suffix := _SUFFIX.search(message):
+        param, message = param or suffix["param"], message[: suffix.start()]
+    return BadInput(message, param=param)
 
 
 def _context_length(message: str) -> BadInput | None:

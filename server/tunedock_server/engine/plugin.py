@@ -9,10 +9,16 @@ import os
 
 from .environment import ACTIVE
 
+_registered = False
+
 
 def register() -> None:
     """Installs our patches. Cheap and idempotent; a vLLM that we do not know is left as it is."""
-    if os.environ.get(ACTIVE) == "1":
-        from .patches import install
+    global _registered
+    if _registered or os.environ.get(ACTIVE) != "1":
+        return
+    _registered = True
+    from . import orphans, patches
 
-        install()
+    orphans.end_with_parent()
+    patches.install()

@@ -1,0 +1,104 @@
+"""Base and adapter rows in one batch, all slots filled: every row is answered as if it were alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from support.engine import MODEL_ID
+from transformers import AutoModelForCausalLM
+from tunedock_server.pool import EnginePool, GenerateRequest, Pinned, Sampling
+
+BASE = Pinned(MODEL_ID)
+PROMPTS = (
+    "The capital of France is",
+    "Write one sentence about the sea and the people who live beside it all year round:",
+    "1, 2, 3, 4,",
+    "Once upon a time there was a small dog who wanted to learn how to read. Every morning it walked to the library",
+)
+
+# Largest difference of one log-probability that batch shape or kernel choice made on 2 cores with AVX-512 BF16, over
+# 12 texts of 24 tokens: 0.030 against the solo run, 0.046 against transformers + PEFT. Float noise, so with a margin.
+SOLO_TOLERANCE, PEFT_TOLERANCE = 0.10, 0.15
+PEFT_MEAN_TOLERANCE = 0.03
+
+
+async def _greedy(engine: EnginePool, name: str, prompt: str, pinned: Pinned, delay_s: float = 0.0) -> tuple[int, ...]:
+    await asyncio.sleep(delay_s)
+    sampling = Sampling(max_tokens=20, temperature=0.0, ignore_eos=True)
+    deltas = engine.generate(GenerateRequest(name, text=prompt, sampling=sampling), pinned)
+    return tuple([token async for delta in deltas for token in delta.token_ids])
+
+
+async def test_in_float32_every_row_gets_the_tokens_of_its_solo_run(
+    float32: EnginePool, versions: tuple[Pinned, ...]
+) -> None:
+    """Rows arrive staggered, so that the prefill of some runs in the steps that decode the others."""
+    order = (BASE, versions[0], BASE, versions[1], versions[2], BASE, versions[2], versions[0])
+    rows = [(f"row{i}", PROMPTS[i % len(PROMPTS)], pinned) for i, pinned in enumerate(order)]
+    together = await asyncio.gather(*(_greedy(float32, *row, delay_s=0.02 * i) for i, row in enumerate(rows)))
+    for row, mixed in zip(rows, together, strict=True):
+        assert mixed == await _greedy(float32, f"solo-{row[0]}", row[1], row[2]), row[0]
+    by_prompt = {mixed for row, mixed in zip(rows, together, strict=True) if row[1] == PROMPTS[0]}
+    assert len(by_prompt) == 2, "base and adapter must not answer alike, or the test proves nothing"
+
+
+async def test_in_bf16_log_probabilities_agree_with_solo_runs_and_with_peft(
+    bf16: EnginePool, versions: tuple[Pinned, ...], base_model: Path
+) -> None:
+    runs = [(pinned, await _text(bf16, i, pinned)) for i, pinned in enumerate((BASE, *versions) * 3)]
+    together = await asyncio.gather(*(bf16.score(text, pinned) for pinned, text in runs))
+    solo = [await bf16.score(text, pinned) for pinned, text in runs]
+    reference = _peft_logprobs(base_model, versions, runs)
+    difference = [
+        (torch.tensor(mixed.logprobs) - torch.tensor(alone.logprobs)).abs().max().item()
+        for mixed, alone in zip(together, solo, strict=True)
+    ]
+    to_peft = [
+        (torch.tensor(mixed.logprobs) - expected).abs() for mixed, expected in zip(together, reference, strict=True)
+    ]
+    print("to solo", max(difference), "to PEFT", max(float(d.max()) for d in to_peft))
+    assert max(difference) <= SOLO_TOLERANCE
+    assert max(float(d.max()) for d in to_peft) <= PEFT_TOLERANCE
+    assert max(float(d.mean()) for d in to_peft) <= PEFT_MEAN_TOLERANCE
+
+
+async def test_versions_differ_from_the_base_by_far_more_than_the_tolerance(
+    bf16: EnginePool, versions: tuple[Pinned, ...]
+) -> None:
+    text = await _text(bf16, 99, BASE)
+    plain = torch.tensor((await bf16.score(text, BASE)).logprobs)
+    for version in versions:
+        assert (torch.tensor((await bf16.score(text, version)).logprobs) - plain).abs().max() > 2 * PEFT_TOLERANCE
+
+
+async def _text(engine: EnginePool, number: int, pinned: Pinned) -> list[int]:
+    """A prompt with what the version makes of it: 24 tokens or more that it finds likely."""
+    tokens = await _greedy(engine, f"text{number}", PROMPTS[number % len(PROMPTS)], pinned)
+    return [504, 3575, 282, 4649, *tokens]
+
+
+def _peft_logprobs(
+    model: Path, versions: tuple[Pinned, ...], runs: Sequence[tuple[Pinned, list[int]]]
+) -> list[torch.Tensor]:
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    peft = PeftModel.from_pretrained(plain, str(versions[0].path), adapter_name=versions[0].public.replace("@", "-"))
+    for version in versions[1:]:
+        peft.load_adapter(str(version.path), adapter_name=version.public.replace("@", "-"))
+    peft.eval()
+    return [_forward(peft, pinned, text) for pinned, text in runs]
+
+
+@torch.inference_mode()
+def _forward(peft: PeftModel, pinned: Pinned, text: list[int]) -> torch.Tensor:
+    ids = torch.tensor([text])
+    if pinned.digest is None:
+        with peft.disable_adapter():
+            logits = peft(ids).logits[0, :-1].float()
+    else:
+        peft.set_adapter(pinned.public.replace("@", "-"))
+        logits = peft(ids).logits[0, :-1].float()
+    return torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[:, 0]
