@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tunedock_api.errors import BadInput, NotFound, model_not_found
 from tunedock_api.names import DEFAULT_ALIAS, parse_ref
 
 from . import operations as op
+from .diff import Difference, differences
 from .pages import collect
 from .types import Adapter, Alias, HistoryEntry, Version
 
@@ -89,6 +92,26 @@ class AsyncAdapters:
     async def delete(self, name: str) -> None:
         """Deletes the adapter with all its versions. Raises Conflict while an alias or a request uses it."""
         await self._transport.call(op.DELETE_ADAPTER, {"name": name})
+
+    async def manifest(self, ref: Ref) -> op.Json:
+        """How the version came to be: lineage, training, metrics, norms, packages."""
+        chunks = self._transport.download(op.DOWNLOAD_VERSION, await self._numbered(ref), MANIFEST_FILE)
+        manifest: op.Json = json.loads(b"".join([chunk async for chunk in chunks]))
+        return manifest
+
+    async def diff(self, before: Ref, after: Ref) -> list[Difference]:
+        """What differs between two versions: configuration, data, metrics, weights."""
+        return differences(await self.manifest(before), await self.manifest(after))
+
+    async def watch(self, name: str, *, poll_s: float = 0.5) -> AsyncIterator[Adapter]:
+        """The adapter now, and again whenever its versions or aliases have changed, without end. Raises NotFound."""
+        last: Adapter | None = None
+        while True:
+            adapter = await self.get(name)
+            if adapter != last:
+                last = adapter
+                yield adapter
+            await asyncio.sleep(poll_s)
 
     async def download(self, ref: Ref, into: str | os.PathLike[str]) -> Path:
         """Writes the version as a PEFT folder that `PeftModel.from_pretrained` loads. Returns the folder.

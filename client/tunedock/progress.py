@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from .curve import curve
 from .types import JobEvent
 
 if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 ProgressOption = bool | Callable[[JobEvent], None]
 _PLAIN_INTERVAL_S = 5.0
@@ -67,29 +69,40 @@ class _Lines:
 
 
 class _Bar:
-    """A Rich bar of steps with the newest losses and the time left."""
+    """A bar of steps with the newest losses and the time left, and the curve of the training loss above it."""
 
-    def __init__(self, rich: RichProgress, task: TaskID) -> None:
-        self._rich = rich
-        self._task = task
+    def __init__(self, bar: RichProgress, live: Live) -> None:
+        self._bar = bar
+        self._live = live
+        self._losses: list[float] = []
 
     def event(self, event: JobEvent) -> None:
         data = event.data or {}
-        if event.type == "metrics" and "step" in data:
-            self._rich.update(
-                self._task, completed=data["step"], total=data.get("total_steps"), status=losses_shown(data)
-            )
-        else:
-            self._rich.console.print(event.message, highlight=False, markup=False)
+        if event.type != "metrics" or "step" not in data:
+            self._live.console.print(event.message, highlight=False, markup=False)
+            return
+        self._bar.update(
+            self._bar.task_ids[0], completed=data["step"], total=data.get("total_steps"), status=losses_shown(data)
+        )
+        if isinstance(data.get("train_loss"), float | int):
+            self._losses.append(float(data["train_loss"]))
+        self._live.update(self._picture())
+
+    def _picture(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        width = max(20, min(self._live.console.width - 12, 100))
+        return Group(*(Text(line) for line in curve(self._losses, width)), self._bar)
 
 
 @contextmanager
 def _bar(title: str, out: TextIO) -> Iterator[_Bar]:
     from rich.console import Console
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    console = Console(file=out, no_color=bool(os.environ.get("NO_COLOR")) or None)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -98,14 +111,17 @@ def _bar(title: str, out: TextIO) -> Iterator[_Bar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=console) as rich:
-        yield _Bar(rich, rich.add_task(title, total=None, status="waiting for a trainer"))
+    bar = RichProgress(*columns)
+    bar.add_task(title, total=None, status="waiting for a trainer")
+    console = Console(file=out, no_color=bool(os.environ.get("NO_COLOR")) or None)
+    with Live(bar, console=console, refresh_per_second=8) as live:
+        yield _Bar(bar, live)
 
 
 def losses_shown(data: dict[str, object]) -> str:
     """`train 0.15  valid 0.27`, of what was measured."""
     shown = (("train", "train_loss"), ("valid", "valid_loss"), ("full valid", "full_valid_loss"))
-    return "  ".join(f"{name} {data[key]:.3f}" for name, key in shown if isinstance(data.get(key), float))
+    return "  ".join(f"{name} {data[key]:.3f}" for name, key in shown if isinstance(data.get(key), float | int))
 
 
 def _in_notebook() -> bool:

@@ -13,6 +13,7 @@ from tunedock_api.names import DEFAULT_ALIAS
 from .adapters import AsyncAdapters, Ref
 from .client import AsyncTuneDock
 from .data import TrainingData
+from .diff import Difference
 from .files import AsyncFiles
 from .inference import Messages, Prompt
 from .jobs import POLL_S, AsyncJob, AsyncJobs
@@ -192,6 +193,15 @@ class Adapters:
 
     def delete(self, name: str) -> None:
         self._portal.run(self._adapters.delete(name))
+
+    def manifest(self, ref: Ref) -> Json:
+        return self._portal.run(self._adapters.manifest(ref))
+
+    def diff(self, before: Ref, after: Ref) -> list[Difference]:
+        return self._portal.run(self._adapters.diff(before, after))
+
+    def watch(self, name: str, *, poll_s: float = 0.5) -> Iterator[Adapter]:
+        return self._portal.iterate(self._adapters.watch(name, poll_s=poll_s))
 
     def download(self, ref: Ref, into: str | os.PathLike[str]) -> Path:
         return self._portal.run(self._adapters.download(ref, into))

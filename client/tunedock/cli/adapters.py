@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from .output import emit_fields, emit_json, emit_table, note, plain, when
 if TYPE_CHECKING:
     from tunedock.types import Adapter, Alias, Version
 
+_CELL_CHARS = 48
 app = typer.Typer(no_args_is_help=True, help="Adapters, their versions and aliases.")
 Name = Annotated[str, typer.Argument(help="Name of the adapter.", metavar="NAME")]
 Ref = Annotated[str, typer.Argument(help="A version: support@7, support@canary.", metavar="REF")]
@@ -108,6 +110,23 @@ def unpin(ctx: typer.Context, ref: Ref, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
+def diff(
+    ctx: typer.Context,
+    before: Annotated[str, typer.Argument(help="A version: support@6.", metavar="REF")],
+    after: Annotated[str, typer.Argument(help="Another one: support@7.", metavar="REF")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what differs between two versions: configuration, data, metrics, norms."""
+    with client_of(ctx) as client:
+        found = client.adapters.diff(before, after)
+    if as_json:
+        emit_json([asdict(one) for one in found])
+        return
+    rows = ((one.section, one.field, _short(one.before), _short(one.after), _signed(one.change)) for one in found)
+    emit_table(("SECTION", "FIELD", before, after, "CHANGE"), rows)
+
+
+@app.command()
 def download(
     ctx: typer.Context,
     ref: Ref,
@@ -134,6 +153,15 @@ def publish(
     with client_of(ctx) as client:
         version = client.adapters.publish(name, folder)
     _report_version(version, version.state, as_json)
+
+
+def _short(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value) if value is not None else "-"
+    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+
+
+def _signed(change: float | None) -> str | None:
+    return None if change is None else f"{change:+g}"
 
 
 def _production(adapter: Adapter) -> str | None:

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from tunedock.types import Wire
 
@@ -42,6 +43,14 @@ def console() -> Console:
     return Console(width=width, no_color=bool(os.environ.get("NO_COLOR")) or None, highlight=False)
 
 
+def show(table: Table) -> None:
+    """Prints without the blanks that fill up the last column."""
+    screen = console()
+    with screen.capture() as drawn:
+        screen.print(table)
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+
+
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Aligned columns without frames. An empty table still shows its heading."""
     from rich.table import Table
@@ -49,7 +58,7 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(("-" if cell is None or cell == "" else str(cell)) for cell in row))
-    console().print(table, soft_wrap=not sys.stdout.isatty())
+    show(table)
 
 
 def emit_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -59,7 +68,7 @@ def emit_fields(fields: Iterable[tuple[str, object]]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in fields:
         table.add_row(name, "-" if value is None or value == "" else str(value))
-    console().print(table)
+    show(table)
 
 
 def when(seconds: int | None) -> str:
