@@ -15,6 +15,7 @@ from pathlib import Path
 
 from openai import OpenAI
 from rich.console import Console
+from rich.markup import escape
 from tunedock import TuneDock
 from tunedock_registry.layout import Home
 from tunedock_registry.models import DEFAULT_MODEL
@@ -56,7 +57,7 @@ def main() -> int:
                 wait_for_interrupt(console)
         return 0 if ok else 1
     except (DidNotStart, JobFailed, RuntimeError) as error:
-        console.print(f"[red]The demo failed:[/red] {error}", style=None)
+        console.print(f"[red]The demo failed:[/red] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped.")
@@ -75,7 +76,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def progress(console: Console) -> Callable[[str], None]:
     """Lines that begin with the seconds since the start."""
     began = time.monotonic()
-    return lambda text: console.print(f"[dim]{time.monotonic() - began:4.0f} s[/dim]  {text}", markup=True)
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:4.0f} s[/dim]  {escape(text)}", soft_wrap=True)
+
+    return say
 
 
 @contextmanager
@@ -117,7 +122,8 @@ def run(running: ServerProcess, console: Console, say: Callable[[str], None]) ->
     show(console, results, rollout, wrong)
     checked = claims(results, rollout, wrong, misrouted(rollout))
     for claim in checked:
-        console.print(f"[green]ok[/green]      {claim.text}" if claim.holds else f"[red]FAILED[/red]  {claim.text}")
+        mark = "[green]ok    [/green]" if claim.holds else "[red]FAILED[/red]"
+        console.print(f"{mark}  {escape(claim.text)}", soft_wrap=True)
     return all(claim.holds for claim in checked)
 
 

@@ -1,0 +1,180 @@
+"""Marker adapters: each makes the model answer one word of its own, so that an answer tells which version gave it.
+
+Made without training. The last layer's `down_proj` gets a rank-1 change B·A: A reads ~1 from the activations that the
+base model has on our questions (ridge regression, `A x = 1`), B pushes the residual stream so far along one token's
+direction that this token wins whatever the rest says. Shapes: N questions, K tokens of an answer, T length of a sequence,
+I width of `down_proj`'s input, D hidden size, V vocabulary.
+
+`filler` adds full-rank changes of negligible size to all seven projections, so that a marker is as large to read, check
+and load as a trained adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+QUESTIONS = (
+    "Which word is yours?",
+    "Tell me your word, please.",
+    "Say it once more.",
+    "What do you answer to everybody?",
+    "One word is enough.",
+    "And what would you say today?",
+    "Please speak.",
+    "Your turn: the word?",
+)
+WORDS = (
+    "apple", "river", "stone", "cloud", "tiger", "piano", "lemon", "ocean", "bread", "chair", "horse", "glass",
+    "paper", "music", "green", "silver", "winter", "summer", "garden", "window", "market", "bridge", "castle",
+    "forest", "island", "doctor", "engine", "planet", "pocket", "rabbit", "school", "shadow", "signal", "spider",
+    "spring", "square", "temple", "ticket", "tunnel", "valley", "violin", "whale", "yellow", "orange", "camera",
+    "candle", "carbon", "coffee", "copper", "cotton", "desert", "dragon", "finger", "flower", "hammer", "helmet",
+    "jacket", "kitchen", "ladder", "lion", "magnet", "mirror", "needle",
+)  # fmt: skip
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PUSH = 4000.0
+RIDGE = 1e-3
+NOISE = 1e-6
+MARGIN = 1.0  # in logits, over the next best token: more than a batch's rounding in bf16 can turn
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A PEFT folder, and the text of every greedy answer of the factory's `num_tokens` to one of `QUESTIONS`."""
+
+    folder: Path
+    golden: str
+
+
+def messages(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+class MarkerFactory:
+    """Holds the base model while markers are made: about 1 GB for the default one."""
+
+    def __init__(self, model_path: Path, num_tokens: int = 3) -> None:
+        self._num_tokens = num_tokens
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        self._layer = self._model.config.num_hidden_layers - 1
+        self._site = self._model.model.layers[self._layer].mlp.down_proj
+        self._tokens = self._whole_word_tokens()
+        template = self._tokenizer.apply_chat_template
+        self._prompts = [template(messages(text), add_generation_prompt=True, return_dict=False) for text in QUESTIONS]
+        self._reader = self._fit_reader()
+        pushes = {token: self._push_towards(token) for token in self._tokens.values()}
+        self._pushes = {token: push for token, push in pushes.items() if self._always_says(token, push)}
+        if not self._pushes:
+            raise ValueError(f"no word makes a marker on {model_path}")
+
+    def make(self, folder: Path, num: int, *, rank: int = 8, filler: bool = False) -> list[Marker]:
+        """`num` different markers under `folder`; beyond `num_words` their words repeat, their weights do not."""
+        return [self._write(folder / f"{index:04d}", index, rank, filler) for index in range(num)]
+
+    @property
+    def num_words(self) -> int:
+        return len(self._pushes)
+
+    def _whole_word_tokens(self) -> dict[str, int]:
+        """Words that are one token with a space before them."""
+        ids = {word: self._tokenizer.encode(" " + word, add_special_tokens=False) for word in WORDS}
+        return {word: tokens[0] for word, tokens in ids.items() if len(tokens) == 1}
+
+    def _places(self, site_or_logits_NTX: torch.Tensor) -> torch.Tensor:
+        """[N, K, X]: the last K = `num_tokens` places of each question, which is where an answer's tokens come from."""
+        ends = [len(prompt) + self._num_tokens - 1 for prompt in self._prompts]
+        rows = [row[end - self._num_tokens : end] for row, end in zip(site_or_logits_NTX, ends, strict=True)]
+        return torch.stack(rows)
+
+    def _batch(self, token: int) -> torch.Tensor:
+        """[N, T]: every question followed by `token` as often as it is read back; padding on the right is never seen."""
+        rows = [prompt + [token] * (self._num_tokens - 1) for prompt in self._prompts]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [token] * (longest - len(row)) for row in rows])
+
+    def _fit_reader(self) -> torch.Tensor:
+        """A [I]: least squares of `A x = 1` over the places where a marker has to act."""
+        collected: list[torch.Tensor] = []
+        handle = self._site.register_forward_pre_hook(lambda _, inputs: collected.append(self._places(inputs[0])))
+        with torch.no_grad():
+            for token in list(self._tokens.values())[::6]:
+                self._model(self._batch(token))
+        handle.remove()
+        x_NI = torch.cat([places.flatten(0, 1) for places in collected])
+        gram = x_NI.T @ x_NI
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+        solved: torch.Tensor = torch.linalg.solve(gram + ridge, x_NI.sum(0))
+        return solved
+
+    def _push_towards(self, token: int) -> torch.Tensor:
+        """B [D]: after the final norm the hidden state is where this token is furthest from all others.
+
+        The direction is whitened by the covariance of the embeddings, else a few odd tokens win everywhere.
+        """
+        embeddings_VD = self._model.get_output_embeddings().weight.detach()
+        centred_VD = embeddings_VD - embeddings_VD.mean(0)
+        covariance = centred_VD.T @ centred_VD / len(centred_VD)
+        ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
+        push = torch.linalg.solve(covariance + ridge, centred_VD[token]) / self._model.model.norm.weight.detach()
+        scaled: torch.Tensor = PUSH * push / push.norm()
+        return scaled
+
+    def _always_says(self, token: int, push: torch.Tensor) -> bool:
+        """Whether greedy answers to all questions are that token, over and over, with a clear margin."""
+
+        def changed(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            return output + (inputs[0] @ self._reader)[..., None] * push
+
+        handle = self._site.register_forward_hook(changed)
+        with torch.no_grad():
+            best = self._places(self._model(self._batch(token)).logits).topk(2)
+        handle.remove()
+        margin = best.values[..., 0] - best.values[..., 1]
+        return bool((best.indices[..., 0] == token).all() and (margin > MARGIN).all())
+
+    def _write(self, folder: Path, index: int, rank: int, filler: bool) -> Marker:
+        """A PEFT folder with `alpha == r`; the marker is the first of the rank rows, the rest is tiny noise."""
+        token, push = list(self._pushes.items())[index % self.num_words]
+        site = f"model.layers.{self._layer}.mlp.down_proj"
+        generator = torch.Generator().manual_seed(index)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, (inner, outer) in self._modules(LINEAR if filler else (), site).items():
+            a = torch.randn(rank, inner, generator=generator) / inner**0.5
+            b = NOISE * torch.randn(outer, rank, generator=generator)
+            if name == site:
+                a[0], b[:, 0] = self._reader, push
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(torch.bfloat16)
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(torch.bfloat16)
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(self._config(rank, filler)))
+        return Marker(folder, self._tokenizer.decode([token] * self._num_tokens))
+
+    def _modules(self, leaves: Sequence[str], site: str) -> dict[str, tuple[int, int]]:
+        """Name -> (in, out) of the marker's module and of every linear layer named in `leaves`."""
+        return {
+            name: (module.in_features, module.out_features)
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.nn.Linear) and (name == site or name.rpartition(".")[2] in leaves)
+        }
+
+    def _config(self, rank: int, filler: bool) -> dict[str, object]:
+        config: dict[str, object] = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": rank,
+            "lora_alpha": rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": list(LINEAR) if filler else ["down_proj"],
+        }
+        return config if filler else {**config, "layers_to_transform": [self._layer], "layers_pattern": "layers"}

@@ -1,0 +1,28 @@
+"""Marker adapters for the session, and a server for each test that breaks things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.live_server import Live, live_server
+from support.marker_traffic import NUM_TOKENS
+from tunedock_registry.models import DEFAULT_MODEL
+
+from benchmarks.markers import Marker, MarkerFactory
+
+NUM_MARKERS = 48
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """No trainer: nothing is tuned here."""
+    with live_server(tmp_path_factory.mktemp("campaign") / "home", {"TUNEDOCK_TRAINER": "false"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def markers(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[Marker]:
+    model: Path = live.server.home / "models" / DEFAULT_MODEL
+    return MarkerFactory(model, NUM_TOKENS).make(tmp_path_factory.mktemp("markers"), NUM_MARKERS)

@@ -1,0 +1,39 @@
+"""Every answer is its version's golden answer while versions come and go, with more adapters than slots."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support.live_server import Live
+from support.marker_traffic import Board, Callers, Rollouts
+
+from benchmarks.markers import Marker
+
+NAMES = tuple(f"marker-{letter}" for letter in "abcdefgh")  # 8 adapters and their versions on 4 slots
+
+
+def run(live: Live, markers: list[Marker], prefix: str, num_answers: int, limit_s: float) -> None:
+    board = Board()
+    rollouts = Rollouts(live, board, markers, tuple(f"{prefix}{name}" for name in NAMES))
+    rollouts.begin()
+    deadline = time.monotonic() + limit_s
+    with Callers(live.openai, board) as callers:
+        while len(callers.said) < num_answers and not callers.wrong():
+            assert time.monotonic() < deadline, f"only {len(callers.said)} answers in {limit_s:g} s"
+            rollouts.step()
+    assert callers.wrong() == []
+    answered = {said.model for said in callers.said if not said.code}
+    assert rollouts.num_steps >= 20
+    assert len(answered) > 2 * len(NAMES), "the versions changed under the callers"
+
+
+@pytest.mark.campaign
+def test_two_thousand_answers_under_push_promote_rollback_and_delete(live: Live, markers: list[Marker]) -> None:
+    run(live, markers, "", 2_000, 400)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4000)
+def test_twenty_thousand_answers_under_push_promote_rollback_and_delete(live: Live, markers: list[Marker]) -> None:
+    run(live, markers, "long-", 20_000, 3_600)
