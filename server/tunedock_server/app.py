@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
+from tunedock_api.errors import BadInput
 from tunedock_registry.adapters.isolation import IsolatedIntake
 from tunedock_registry.adapters.snapshot import Snapshot
 from tunedock_registry.data.isolation import IsolatedInspector
@@ -35,7 +36,7 @@ from .http.routing import Routes, check_all_guarded
 from .keeper import EngineKeeper
 from .leases import Leases
 from .metrics import Metrics, Reading
-from .pool import EnginePool
+from .pool import EnginePool, Pinned
 from .residency.reconcile import Reconciler
 from .residency.residents import ResidencyLimits, Residents
 from .services.adapters import AdapterService
@@ -170,8 +171,17 @@ class Server:
     async def _restore(self) -> None:
         recent = self.residents.last_known()
         self.residents.engine_started()
-        self.gate.engine_started()
+        await self._warm_up()
+        await self.gate.engine_started()
         await self.reconciler.restore(self.catalog.snapshot, recent)
+
+    async def _warm_up(self) -> None:
+        """The first request pays for what is built on first use (seconds on CPU); better nobody's than a caller's."""
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+        try:
+            await self.pool.chat(body, Pinned(self.catalog.base_model), "warm-up")
+        except BadInput:
+            log.info("the base model has no chat template; only completions will work")
 
     async def _refresh(self) -> None:
         """Everything that requests are decided by, from the registry into memory."""
