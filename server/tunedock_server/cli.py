@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -95,7 +96,8 @@ def run(settings: Settings) -> None:
     registry = Registry.open(home, database_url=settings.database_url)
     try:
         pool = create_engine(settings.engine(str(local.path), local.model_id))
-        server = Server(settings, registry, pool, local.model_id, trainer=_trainer(settings, home, str(local.path)))
+        trainer = _trainer(settings, home, str(local.path))
+        server = Server(settings, registry, pool, local.model_id, trainer=trainer, inspector=_inspector(local.path))
         asyncio.run(serve(server, sock, _announce))
     finally:
         registry.close()
@@ -103,6 +105,13 @@ def run(settings: Settings) -> None:
 
 def _announce(line: str) -> None:
     typer.echo(line)
+
+
+def _inspector(model: Path) -> Any:
+    """Counts tokens where the model has the one file that needs no torch; checks the text alone elsewhere."""
+    from tunedock_registry.data.isolation import IsolatedInspector
+
+    return IsolatedInspector(model if (model / "tokenizer.json").is_file() else None)
 
 
 def _trainer(settings: Settings, home: Home, model: str) -> Any:
