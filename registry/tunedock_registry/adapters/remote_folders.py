@@ -38,7 +38,8 @@ class RemoteFolders:
             self.store.create(_key(source.digest, name), folder / name)
 
     def exists(self, digest: str) -> bool:
-        return self.store.exists(_key(digest, MANIFEST_FILE))
+        # All of them: somebody may have begun to store the manifest while a collector was deleting the rest.
+        return all(self.store.exists(_key(digest, name)) for name in reversed(_FILES))
 
     def path(self, digest: str) -> Path:
         if not self.local.exists(digest):

@@ -1,4 +1,4 @@
-"""Versions, aliases, pins, states and collection through the real registry on SQLite."""
+"""Versions, aliases, pins, states and collection through the real registry, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tunedock_registry.records import Attempt, Claim, JobResult, JobSpec, Target
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
-    shelf = Shelf.open(tmp_path)
+def shelf(fast_folder: Path, database_url: str | None) -> Iterator[Shelf]:
+    shelf = Shelf.open(fast_folder, database_url)
     yield shelf
     shelf.registry.close()
 
@@ -397,11 +397,11 @@ def test_lists_page_from_the_newest_on(shelf: Shelf) -> None:
         adapters.list("default", after="nothing")
 
 
-def test_a_restart_finds_everything_as_it_was(shelf: Shelf) -> None:
+def test_a_restart_finds_everything_as_it_was(shelf: Shelf, database_url: str | None) -> None:
     version = shelf.ready()
     shelf.promote(1)
     shelf.registry.adapters.set_pin(version.id, True)
-    again = Shelf.open(shelf.folder)
+    again = Shelf.open(shelf.folder, database_url)
     assert again.registry.adapters.by_id(version.id) == shelf.registry.adapters.by_id(version.id)
     assert _resolve(again.registry.adapters.snapshot(), "support") is not None
     again.registry.close()
