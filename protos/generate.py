@@ -3,6 +3,8 @@
 The compiler is old on purpose: what grpcio-tools 1.71.2 writes loads on protobuf 5, 6 and 7, what newer ones write does
 not. It needs protobuf < 6 itself, so it runs in an environment of its own, kept under `.protoc/`.
 
+`--check` also compares the contract with the last release (see `breaking.py`).
+
 Where that environment cannot be made (no network), `--check` compares the digest of the .proto files and of the stubs with
 the one that was recorded when they were generated.
 """
@@ -17,6 +19,8 @@ import tempfile
 import venv
 from collections.abc import Iterable
 from pathlib import Path
+
+import breaking
 
 PROTOS = Path(__file__).resolve().parent
 PACKAGE = PROTOS / "tunedock_api" / "v1"
@@ -99,8 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the stubs are not current")
     if parser.parse_args().check:
-        problem = check()
-        sys.exit(f"protos: {problem}. Run: make protos" if problem else 0)
+        if problem := check():
+            sys.exit(f"protos: {problem}. Run: make protos")
+        breaking.main_check()
+        return
     for path in generated(PACKAGE):
         path.unlink()
     generate(PROTOS)
