@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import ColumnElement, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 from tunedock_api.errors import BadInput, NotFound
-from tunedock_api.manifest import Manifest
 
 from ..clock import Clock
 from ..db import Database
 from ..durable import typed_io
 from ..records import AdapterRecord, AliasRecord, HistoryRecord, Page, VersionRecord, VersionState
 from ..tables.adapters import AdapterRow, AliasMoveRow, AliasRow, VersionRow
-from ..tables.base import ChangeCounter
 from .folders import PUBLIC_FILES, Folders
+from .following import Follower
 from .rows import (
     adapter_record,
     alias_record,
@@ -31,10 +30,8 @@ from .rows import (
     version_record,
     versions_query,
 )
-from .snapshot import Snapshot, build
+from .snapshot import Snapshot
 from .versions import WAITING
-
-_ID_CHUNK = 500
 
 
 class Reading:
@@ -44,8 +41,7 @@ class Reading:
         self._db = db
         self._folders = folders
         self._clock = clock
-        self._snapshot: Snapshot | None = None
-        self._manifests: dict[int, Manifest] = {}
+        self._follower = Follower()
 
     def get(self, project: str, name: str) -> AdapterRecord:
         """Raises NotFound."""
@@ -134,41 +130,13 @@ class Reading:
             return (folder / name).open("rb")
 
     def snapshot(self) -> Snapshot:
-        """The state at this moment; the same object while nothing has changed. Cheap enough to call twice a second."""
+        """The state at this moment; the same object while nothing has changed. Cheap enough to call ten times a second."""
         with self._db.read() as session:
-            counter = session.scalars(select(ChangeCounter.value)).one()
-            known = self._snapshot
-            if known is None or known.counter != counter:
-                known = self._snapshot = build(counter, self._ready(session), _all_aliases(session))
-            return known
-
-    def _ready(self, session: Session) -> Sequence[VersionRecord]:
-        query = versions_query().where(VersionRow.state == "ready").options(defer(VersionRow.manifest))
-        rows = session.execute(query.order_by(VersionRow.seq)).all()
-        manifests = self._load_manifests(session, [row.seq for row, _ in rows])
-        return [version_record(row, adapter, manifests[row.seq]) for row, adapter in rows]
-
-    def _load_manifests(self, session: Session, ids: Iterable[int]) -> dict[int, Manifest]:
-        """A manifest never changes, so only those of new versions are read and parsed."""
-        found = {version_id: self._manifests.get(version_id) for version_id in ids}
-        missing = [version_id for version_id, manifest in found.items() if manifest is None]
-        for begin in range(0, len(missing), _ID_CHUNK):
-            query = select(VersionRow.seq, VersionRow.manifest).where(
-                VersionRow.seq.in_(missing[begin : begin + _ID_CHUNK])
-            )
-            for version_id, text in session.execute(query):
-                found[version_id] = Manifest.model_validate_json(text)
-        self._manifests = {version_id: manifest for version_id, manifest in found.items() if manifest is not None}
-        return self._manifests
+            return self._follower.snapshot(session)
 
 
 def _full(row: VersionRow, adapter: AdapterRow) -> VersionRecord:
     return version_record(row, adapter, load_manifest(row, probe=True))
-
-
-def _all_aliases(session: Session) -> list[AliasRecord]:
-    query = select(AliasRow, AdapterRow).join(AdapterRow, AdapterRow.seq == AliasRow.adapter_seq)
-    return [alias_record(row, adapter) for row, adapter in session.execute(query) if row.targets]
 
 
 def _adapter_seq(session: Session, project: str, name: str) -> int:
