@@ -57,11 +57,6 @@ class Rendered:
     def num_trained(self) -> int:
         return sum(weight > 0 for weight in self.weights)
 
-    @property
-    def prompt_length(self) -> int:
-        """Tokens before the first trained one."""
-        return next((i for i, weight in enumerate(self.weights) if weight > 0), len(self.weights))
-
 
 @dataclass(frozen=True, slots=True)
 class RenderedPair:
@@ -77,13 +72,6 @@ class _Turn:
 
     prompt: str
     text: str
-
-
-def render(
-    example: ChatExample | CompletionExample, tokenizer: Tokenizer, template_kwargs: Mapping[str, Any] | None = None
-) -> list[Rendered]:
-    """Shorthand for `Renderer(tokenizer, template_kwargs).render(example)`; keep a `Renderer` for many examples."""
-    return Renderer(tokenizer, template_kwargs).render(example)
 
 
 class Renderer:

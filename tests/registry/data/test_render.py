@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.datasets import assistant, call, chat, examples, tool, user
 from support.models import default_model_path
 from tunedock_registry.data.examples import ChatExample, CompletionExample, PreferenceExample
-from tunedock_registry.data.render import Rendered, Renderer, RenderError, render
+from tunedock_registry.data.render import Rendered, Renderer, RenderError
 from tunedock_registry.models.tokenizer import load_tokenizer
 
 # Llama 3's shape. With a GPT-2 style tokenizer the two newlines before an answer merge only when no text follows.
@@ -68,6 +68,16 @@ def chat_example(*messages: Any, **extra: Any) -> ChatExample:
     return example
 
 
+def render(
+    example: ChatExample | CompletionExample, tokenizer: Any, template_kwargs: dict[str, Any] | None = None
+) -> list[Rendered]:
+    return Renderer(tokenizer, template_kwargs).render(example)
+
+
+def prompt_of(rendered: Rendered) -> list[int]:
+    return rendered.token_ids[: rendered.weights.index(1.0)]
+
+
 def trained_text(tokenizer: Any, rendered: Rendered) -> str:
     pairs = zip(rendered.token_ids, rendered.weights, strict=True)
     return str(tokenizer.decode([token for token, weight in pairs if weight]))
@@ -91,7 +101,7 @@ def test_the_sequence_is_the_whole_conversation_up_to_the_last_turn_end(smollm: 
 def test_what_stands_before_the_answer_is_the_engines_prompt(smollm: Any) -> None:
     (rendered,) = render(chat_example(*TALK[:2]), smollm)
     prompt = smollm.apply_chat_template([TALK[0]], tokenize=True, add_generation_prompt=True, return_dict=False)
-    assert rendered.token_ids[: rendered.prompt_length] == prompt
+    assert prompt_of(rendered) == prompt
 
 
 def test_weight_zero_makes_a_turn_context(smollm: Any) -> None:
@@ -119,7 +129,7 @@ def test_where_tokens_would_straddle_the_border_the_prompt_stays_the_engines(smo
     tokenizer = with_template(smollm, LLAMA3)
     for number, sequence in zip((1, 3), render(chat_example(*TALK), tokenizer), strict=True):
         prompt = tokenizer.apply_chat_template(list(TALK[:number]), add_generation_prompt=True, return_dict=False)
-        assert sequence.token_ids[: sequence.prompt_length] == prompt
+        assert prompt_of(sequence) == prompt
         assert tokenizer.convert_ids_to_tokens(prompt)[-1] == "ĊĊ"
 
 
@@ -130,7 +140,7 @@ def test_a_template_that_forgets_reasoning_gives_each_turn_its_own_sequence(smol
     assert trained_text(tokenizer, first) == "<think>easy</think>2<|im_end|>"
     assert trained_text(tokenizer, second) == "<think>hm</think>4<|im_end|>"
     prompt = tokenizer.apply_chat_template(list(talk[:3]), add_generation_prompt=True, return_dict=False)
-    assert second.token_ids[: second.prompt_length] == prompt
+    assert prompt_of(second) == prompt
     assert "easy" not in tokenizer.decode(second.token_ids)
 
 
@@ -179,19 +189,18 @@ def test_a_developer_message_is_a_system_message(smollm: Any) -> None:
 def test_a_completion_trains_what_follows_the_prompt_and_eos(smollm: Any) -> None:
     (rendered,) = render(CompletionExample(1, "The capital of France is", " Paris"), smollm)
     assert trained_text(smollm, rendered) == " Paris<|im_end|>"
-    assert rendered.token_ids[: rendered.prompt_length] == smollm.encode("The capital of France is")
+    assert prompt_of(rendered) == smollm.encode("The capital of France is")
 
 
 def test_a_token_across_the_border_of_a_completion_is_cut_there(smollm: Any) -> None:
     (rendered,) = render(CompletionExample(1, "inter", "national"), smollm)
-    assert rendered.token_ids[: rendered.prompt_length] == smollm.encode("inter")
+    assert prompt_of(rendered) == smollm.encode("inter")
     assert trained_text(smollm, rendered) == "national<|im_end|>"
 
 
 def test_both_sides_of_a_preference_share_the_prompt(smollm: Any) -> None:
     pair = Renderer(smollm).render_pair(PreferenceExample(1, (user("Hi"),), assistant("Hello!"), assistant("What?")))
-    length = pair.preferred.prompt_length
-    assert pair.preferred.token_ids[:length] == pair.non_preferred.token_ids[: pair.non_preferred.prompt_length]
+    assert prompt_of(pair.preferred) == prompt_of(pair.non_preferred)
     assert trained_text(smollm, pair.preferred) == "Hello!<|im_end|>"
     assert trained_text(smollm, pair.non_preferred) == "What?<|im_end|>"
 
