@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tunedock_server.supervisor import tethered
+
 STOP_S = 60.0
 
 
@@ -27,7 +29,8 @@ class DidNotStart(RuntimeError):
 class ServerProcess:
     """The real server, with its engine and its trainer. `flags` go to `tunedock serve`, `environment` on top of ours.
 
-    Use as a context manager, or call `start` and `stop`; `kill` leaves no time to clean up.
+    Use as a context manager, or call `start` and `stop`; `kill` leaves no time to clean up. The server ends with the
+    thread that started it, however that ends.
     """
 
     home: Path
@@ -70,7 +73,7 @@ class ServerProcess:
         self.grpc_port = self.grpc_port or free_port()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(),
+                tethered(self.command(), os.getpid()),
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

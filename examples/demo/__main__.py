@@ -47,6 +47,7 @@ PYTHON = (
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the server is stopped
     console = Console(highlight=False)
     say = progress(console)
     try:

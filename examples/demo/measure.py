@@ -11,7 +11,7 @@ from openai import OpenAI
 from .domain import Question
 
 NUM_CALLERS = 16
-MAX_TOKENS = 40
+MAX_TOKENS = 24
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from openai import OpenAI, OpenAIError
 
 from .domain import Question
+from .measure import MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def stream(client: OpenAI, model: str, question: Question) -> Streamed:
     error = None
     try:
         with client.chat.completions.create(
-            model=model, messages=question.messages, temperature=0, max_tokens=40, stream=True
+            model=model, messages=question.messages, temperature=0, max_tokens=MAX_TOKENS, stream=True
         ) as chunks:
             for chunk in chunks:
                 models.add(chunk.model)
