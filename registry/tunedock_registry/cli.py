@@ -61,6 +61,18 @@ def pull(
         typer.echo(local.path)
 
 
+def fetch(
+    repository: Annotated[str, typer.Argument(help="ORG/NAME@COMMIT, the commit as 40 hex digits.")],
+    to: Annotated[Path, typer.Option(help="Folder for the two PEFT files.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Fetch a PEFT LoRA adapter, pinned to a commit; then: tunedock adapters publish FOLDER --adapter NAME."""
+    from .models.hub import download_adapter
+
+    folder = download_adapter(repository, to)
+    typer.echo(json.dumps({"repository": repository, "path": str(folder)}) if as_json else folder)
+
+
 def _folder(model: str | None, home: Path | None) -> Path | None:
     if model is None:
         return None

@@ -19,6 +19,10 @@ KNOWN = {
     "trainer": ("Run a trainer for a registry that a server elsewhere uses.", "trainer"),
     "models.pull": ("Fetch a base model into the home folder.", "server,trainer,{engine}"),
     "data.check": ("Validate a training file without a server.", "registry"),
+    "plan": ("What fits: bytes of a slot by rank, slots and context for the memory there is.", "registry"),
+    "adapters.merge": ("Merge several versions into a new one.", "trainer"),
+    "adapters.convert": ("Make DoRA, PiSSA and other kinds of LoRA servable, with the measured error.", "trainer"),
+    "adapters.fetch": ("Fetch a PEFT LoRA folder from Hugging Face, pinned to a commit.", "registry"),
 }
 # Top-level module -> extra, for a failure deep inside a command.
 _EXTRA_OF = {"vllm": "server,{engine}", "torch": "trainer", "peft": "trainer", "fastapi": "server,{engine}"}
@@ -29,10 +33,10 @@ class MissingExtra(Exception):
     """A command whose code is not installed; the message is the pip line."""
 
 
-def add_plugins(app: typer.Typer, models: typer.Typer) -> None:
+def add_plugins(app: typer.Typer, models: typer.Typer, adapters: typer.Typer) -> None:
     """Adds every known command, and whatever else other packages offer."""
     data = typer.Typer(no_args_is_help=True, help="Training data.")
-    groups = {"": app, "models": models, "data": data}
+    groups = {"": app, "models": models, "adapters": adapters, "data": data}
     offered = {point.name for point in entry_points(group=GROUP)}
     for name in [*KNOWN, *sorted(offered - set(KNOWN))]:
         group, _, verb = name.rpartition(".")

@@ -72,7 +72,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
-add_plugins(app, models.app)
+add_plugins(app, models.app, adapters.app)
 
 
 def run(args: Sequence[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tunedock_api.errors import BadInput
+from tunedock_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 
 from .local import Progress, ProgressSink, not_found
 
@@ -26,6 +28,32 @@ def download(repo_id: str, progress: ProgressSink | None) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=_PATTERNS))
     except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these two
         raise not_found(_explain(repo_id, error)) from error
+
+
+_PINNED = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})@([0-9a-f]{40})", re.ASCII)
+
+
+def download_adapter(repository: str, target: Path) -> Path:
+    """Puts the two PEFT files of `ORG/NAME@COMMIT` into `target`. Raises BadInput.
+
+    Only a full commit is taken: a branch or a tag may name other bytes tomorrow.
+    """
+    pinned = _PINNED.fullmatch(repository)
+    if not pinned:
+        raise BadInput(
+            f"{repository[:200]!r}: give ORG/NAME@COMMIT with all 40 hex digits of the commit, not a branch or a tag."
+        )
+    from huggingface_hub import snapshot_download
+
+    name, commit = pinned.groups()
+    try:
+        snapshot_download(name, revision=commit, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], local_dir=target)
+    except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these two
+        raise not_found(_explain(name, error)) from error
+    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (target / file).is_file()]
+    if missing:
+        raise BadInput(f"{repository} holds no {' and no '.join(missing)}: it is no PEFT adapter in safetensors.")
+    return target
 
 
 def _explain(repo_id: str, error: Exception) -> str:
