@@ -21,8 +21,8 @@ _BUSY = ("55P03", "40001", "40P01")  # lock timeout, serialization failure, dead
 _DOWN = ("08", "53", "57", "58")  # connection lost, no resources, shut down, system error
 
 _SETTINGS = {
-    # A writer whose machine vanished must not keep the lock.
-    "idle_in_transaction_session_timeout": "60s",
+    # A writer that was stopped, or whose machine vanished, must lose the lock before the others give up waiting.
+    "idle_in_transaction_session_timeout": "10s",
     "synchronous_commit": "on",
 }
 

@@ -12,9 +12,9 @@ from support.registry import FakeTime, open_registry
 from tunedock_registry.registry import Registry
 
 QUICK = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
-LONG = settings(QUICK, max_examples=1_000, stateful_step_count=50)
+LONG = settings(QUICK, max_examples=200, stateful_step_count=60)
 
 Opened = Callable[[], tuple[Registry, Registry, FakeTime]]
 

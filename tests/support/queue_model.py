@@ -27,6 +27,22 @@ ERROR = {"code": "x", "message": "y", "param": None}
 WORKERS = st.sampled_from(["w1", "w2"])
 SCANNERS = st.integers(0, 1)
 PICKS = st.integers(0, 19)
+STEP = 1
+
+
+def _succeed(registry: Registry, claim: Claim) -> None:
+    with registry.db.write() as session:
+        job_writes.succeed(session, claim, claim.epoch, "a@1", None, 0)
+
+
+WRITES: dict[str, Callable[[Registry, Claim], object]] = {
+    "save": lambda registry, claim: registry.jobs.progress(claim, saved_step=STEP),
+    "emit": lambda registry, claim: registry.jobs.emit(claim, "hello"),
+    "let go": lambda registry, claim: registry.jobs.release(claim, "queued"),
+    "fail": lambda registry, claim: registry.jobs.fail(claim, ERROR),
+    "retry": lambda registry, claim: registry.jobs.retry(claim, "ValueError: x"),
+    "succeed": _succeed,
+}
 
 
 @dataclass
@@ -59,16 +75,23 @@ class QueueMachine(RuleBasedStateMachine):
         self.first, self.second, self.time = type(self).opened()
         self.jobs: dict[str, Job] = {}
         self.claims: list[Claim] = []
+        self.create(validated=True)
+        self.claim("w1", scanner=0, wait_s=0)
 
-    @rule()
-    def create(self) -> None:
-        job = self.first.jobs.create("default", spec())
-        self.jobs[job.id] = Job(job.id)
+    @precondition(lambda self: len(self.jobs) < 4)
+    @rule(validated=st.sampled_from([True, True, False]))
+    def create(self, validated: bool) -> None:
+        record = self.first.jobs.create("default", spec())
+        self.jobs[record.id] = Job(record.id)
+        if validated:
+            self._validate(self.jobs[record.id])
 
     @precondition(lambda self: self.jobs)
     @rule(pick=PICKS)
     def validate(self, pick: int) -> None:
-        job = self._job(pick)
+        self._validate(self._job(pick))
+
+    def _validate(self, job: Job) -> None:
         self.first.jobs.mark_validated(job.id)
         if not job.validated and job.status in ("validating_files", "paused"):
             job.validated = True
@@ -100,9 +123,10 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             job.status = "cancelled" if action == "cancel" else "paused"
 
-    @rule(worker=WORKERS, scanner=SCANNERS)
-    def claim(self, worker: str, scanner: int) -> None:
+    @rule(worker=WORKERS, scanner=SCANNERS, wait_s=st.sampled_from([0, 60]))
+    def claim(self, worker: str, scanner: int, wait_s: float) -> None:
         registry = (self.first, self.second)[scanner]
+        self.time.advance(wait_s)
         self._scan(registry)
         claim = registry.jobs.claim(worker)
         due = [job for job in self.jobs.values() if job.status == "queued" and job.due_s <= self.time.wall_s]
@@ -116,9 +140,15 @@ class QueueMachine(RuleBasedStateMachine):
         assert (claim.epoch, claim.job.attempts) == (job.epoch, job.attempts)
         self.claims.append(claim)
 
-    @rule(scanner=SCANNERS)
-    def scan(self, scanner: int) -> None:
-        self._scan((self.first, self.second)[scanner])
+    @rule(scanner=SCANNERS, wait_s=st.sampled_from([0.0, LEASE_S / 2, LEASE_S]))
+    def scan(self, scanner: int, wait_s: float) -> None:
+        registry = (self.first, self.second)[scanner]
+        self._scan(registry)
+        self.time.advance(wait_s)
+        self._scan(registry)
+        if wait_s == LEASE_S:
+            held = [job for job in self.jobs.values() if job.holder is not None and job.status in ("running", "paused")]
+            assert not held, "a dead worker kept its job"
 
     def _scan(self, registry: Registry) -> None:
         for job_id in registry.jobs.requeue_abandoned():
@@ -134,10 +164,6 @@ class QueueMachine(RuleBasedStateMachine):
         job.events += 1
         job.status = "failed" if job.attempts >= MAX_ATTEMPTS else "queued"
         job.due_s = int(self.time.wall_s) + retry_delay_s(job.attempts)
-
-    @rule(seconds=st.sampled_from([1, 5, 60, LEASE_S]))
-    def wait(self, seconds: float) -> None:
-        self.time.advance(seconds)
 
     @precondition(lambda self: self.claims)
     @rule(pick=PICKS)
@@ -157,67 +183,34 @@ class QueueMachine(RuleBasedStateMachine):
         job.beat_s = self.time.monotonic_s
 
     @precondition(lambda self: self.claims)
-    @rule(pick=PICKS, step=st.integers(1, 5))
-    def save(self, pick: int, step: int) -> None:
-        job = self._write(pick, lambda jobs, claim: jobs.progress(claim, saved_step=step))
-        if job is not None and step > job.saved_step:
-            job.saved_step, job.attempts = step, 1
+    @rule(pick=PICKS, what=st.sampled_from(sorted(WRITES)))
+    def write(self, pick: int, what: str) -> None:
+        """Any claim there ever was tries to write; it works when the model says that it may, and only then."""
+        claim = self.claims[pick % len(self.claims)]
+        job = self.jobs[claim.job.id]
+        may = job.holds(claim) and (what != "succeed" or job.status == "running")
+        try:
+            WRITES[what](self.second, claim)
+        except Conflict:
+            assert not may
+            return
+        assert may, "a claim that had passed to somebody else has written"
+        self._written(job, what)
 
-    @precondition(lambda self: self.claims)
-    @rule(pick=PICKS)
-    def emit(self, pick: int) -> None:
-        job = self._write(pick, lambda jobs, claim: jobs.emit(claim, "hello"))
-        if job is not None:
+    def _written(self, job: Job, what: str) -> None:
+        if what == "save" and job.saved_step < STEP:
+            job.saved_step, job.attempts = STEP, 1
+        elif what == "emit":
             job.events += 1
-
-    @precondition(lambda self: self.claims)
-    @rule(pick=PICKS)
-    def let_go(self, pick: int) -> None:
-        job = self._write(pick, lambda jobs, claim: jobs.release(claim, "queued"))
-        if job is not None:
+        elif what == "let go":
             job.holder, job.attempts = None, max(0, job.attempts - 1)
             job.status = "paused" if job.status == "paused" else "queued"
-
-    @precondition(lambda self: self.claims)
-    @rule(pick=PICKS)
-    def fail(self, pick: int) -> None:
-        job = self._write(pick, lambda jobs, claim: jobs.fail(claim, ERROR))
-        if job is not None:
+        elif what == "fail":
             job.holder, job.status, job.events = None, "failed", job.events + 1
-
-    @precondition(lambda self: self.claims)
-    @rule(pick=PICKS)
-    def retry(self, pick: int) -> None:
-        job = self._write(pick, lambda jobs, claim: jobs.retry(claim, "ValueError: x"))
-        if job is not None:
+        elif what == "retry":
             self._interrupted(job)
-
-    @precondition(lambda self: self.claims)
-    @rule(pick=PICKS)
-    def succeed(self, pick: int) -> None:
-        claim = self.claims[pick % len(self.claims)]
-        job = self.jobs[claim.job.id]
-        try:
-            with self.second.db.write() as session:
-                job_writes.succeed(session, claim, len(self.claims), "a@1", None, 0)
-        except Conflict:
-            assert not (job.holds(claim) and job.status == "running")
-            return
-        assert job.holds(claim)
-        assert job.status == "running"
-        job.status, job.events, job.successes = "succeeded", job.events + 2, job.successes + 1
-
-    def _write(self, pick: int, call: Callable[..., object]) -> Job | None:
-        """Any claim tries to write; returns its job when the model says that it may, and then it must have worked."""
-        claim = self.claims[pick % len(self.claims)]
-        job = self.jobs[claim.job.id]
-        try:
-            call(self.second.jobs, claim)
-        except Conflict:
-            assert not job.holds(claim)
-            return None
-        assert job.holds(claim), "a claim that had passed to somebody else has written"
-        return job
+        elif what == "succeed":
+            job.status, job.events, job.successes = "succeeded", job.events + 2, job.successes + 1
 
     @invariant()
     def every_job_is_as_the_model_says(self) -> None:
