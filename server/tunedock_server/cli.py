@@ -14,6 +14,7 @@ import typer
 from tunedock_api.errors import BadInput
 from tunedock_registry.layout import Home
 
+from .listen import bind
 from .settings import LOOPBACK, Settings
 
 log = logging.getLogger("tunedock")
@@ -50,7 +51,7 @@ def serve(
     given = {name: value for name, value in locals().items() if value is not None}
     settings = read_settings(given)
     check_exposure(settings)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     run(settings)
 
 
@@ -81,26 +82,34 @@ def check_exposure(settings: Settings) -> None:
 
 def run(settings: Settings) -> None:
     """Port, home and model first: each failure is one line before the engine's minute of start-up."""
+    sock = bind(settings.host, settings.port)
+    home = Home.resolve(settings.home).create()
     from tunedock_registry.models.resolve import resolve_model
+
+    local = resolve_model(settings.model, home, lambda step: log.info(step.message))
+    if find_spec("vllm") is None:
+        raise ModuleNotFoundError("vllm is not installed", name="vllm")
     from tunedock_registry.registry import Registry
 
     from .app import Server
     from .pool import create_engine
-    from .run import bind, serve
+    from .run import serve
 
-    sock = bind(settings.host, settings.port)
-    home = Home.resolve(settings.home).create()
-    local = resolve_model(settings.model, home, lambda step: log.info(step.message))
-    if find_spec("vllm") is None:
-        raise ModuleNotFoundError("vllm is not installed", name="vllm")
     registry = Registry.open(home, database_url=settings.database_url)
     try:
         pool = create_engine(settings.engine(str(local.path), local.model_id))
-        trainer = _trainer(settings, home, str(local.path))
+        trainer = _trainer(settings, home)
         server = Server(settings, registry, pool, local.model_id, trainer=trainer, inspector=_inspector(local.path))
         asyncio.run(serve(server, sock, _announce))
     finally:
         registry.close()
+
+
+def _log_to_stderr() -> None:
+    """Our own news, and the warnings of everybody else."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("tunedock", "tunedock_server", "tunedock_registry"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _announce(line: str) -> None:
@@ -114,8 +123,11 @@ def _inspector(model: Path) -> Any:
     return IsolatedInspector(model if (model / "tokenizer.json").is_file() else None)
 
 
-def _trainer(settings: Settings, home: Home, model: str) -> Any:
-    """The supervisor of the trainer process; None when it is not wanted or not installed."""
+def _trainer(settings: Settings, home: Home) -> Any:
+    """The supervisor of the trainer process; None when it is not wanted or not installed.
+
+    It gets the model's name, not its folder: both processes must call the base by the same id.
+    """
     from .supervisor import Supervisor
 
     if not settings.trainer:
@@ -123,5 +135,6 @@ def _trainer(settings: Settings, home: Home, model: str) -> Any:
     if find_spec("peft") is None or find_spec("tunedock_trainer") is None:
         log.warning("no trainer is started: its packages are missing (pip install 'tunedock[trainer]')")
         return None
-    command = [sys.executable, "-m", "tunedock_trainer", "--home", str(home.root), "--model", model]
+    command = [sys.executable, "-m", "tunedock_trainer", "--home", str(home.root), "--model", settings.model]
+    command += ["--max-lora-rank", str(settings.max_lora_rank)]
     return Supervisor(command, parent_pid=os.getpid())

@@ -32,23 +32,6 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises BadInput in one sentence when the address cannot be used."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise BadInput(
-            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port, or stop what uses it.",
-            param="port",
-        ) from None
-    sock.set_inheritable(False)
-    return sock
-
-
 def http_server(app: ASGIApp) -> HttpServer:
     """h11 on purpose: it bounds header bytes, httptools does not."""
     return HttpServer(
@@ -67,41 +50,74 @@ def http_server(app: ASGIApp) -> HttpServer:
     )
 
 
+class Listeners:
+    """The ports of one server: HTTP and gRPC. Open before the engine is up, so that liveness can be asked."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        settings = server.settings
+        self._sock = sock
+        self._rpc = RpcServer(server)
+        self._rpc_port = self._rpc.bind(settings.host, settings.grpc_port, tls_of(settings))
+        self._http = http_server(build_app(server))
+        self._serving: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._rpc.start()
+        self._serving = asyncio.create_task(self._http.serve(sockets=[self._sock]))
+
+    @property
+    def ended(self) -> bool:
+        return self._serving is None or self._serving.done()
+
+    def describe(self) -> str:
+        host, port = self._sock.getsockname()[:2]
+        return f"http://{_shown(host, port)}/v1, gRPC at {_shown(host, self._rpc_port)}"
+
+    async def drain(self) -> None:
+        await self._rpc.drain()
+
+    async def close(self, grace_s: float) -> None:
+        """Gives open connections `grace_s`; 0 cuts them."""
+        self._http.should_exit, self._http.force_exit = True, grace_s == 0
+        if self._serving is not None:
+            with suppress(asyncio.CancelledError):
+                await self._serving
+        await self._rpc.stop(grace_s)
+
+
 async def serve(server: Server, sock: socket.socket, announce: Callable[[str], None]) -> None:
     """Returns after a clean end. Raises what the engine's start raises, Unavailable when the engine was given up.
 
     SIGTERM and SIGINT drain; a second one ends at once.
     """
-    address, base = sock.getsockname()[:2], asyncio.get_running_loop()
-    rpc = RpcServer(server)
-    rpc_port = rpc.bind(server.settings.host, server.settings.grpc_port, tls_of(server.settings))
-    await rpc.start()
-    http = http_server(build_app(server))
-    listening = asyncio.create_task(http.serve(sockets=[sock]))
-    asked = asyncio.Event()
+    listeners, asked, grace_s = Listeners(server, sock), asyncio.Event(), CLOSE_S
     for number in (signal.SIGTERM, signal.SIGINT):
-        base.add_signal_handler(number, _on_signal, asked, asyncio.current_task())
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, asked, asyncio.current_task())
+    await listeners.open()
     try:
-        starting = asyncio.create_task(server.start())
-        await _first(starting, asked, listening)
-        if starting.done():
-            await starting
-            announce(
-                f"TuneDock is ready: http://{_shown(address)}/v1 serves {server.catalog.base_model}, "
-                f"gRPC at {_shown((address[0], rpc_port))}"
-            )
-            await _until_asked(server, asked, listening)
-            await rpc.drain()
+        if await _started(server, asked):
+            announce(f"TuneDock is ready: {server.catalog.base_model} at {listeners.describe()}")
+            await _until_asked(server, asked, listeners)
+            await listeners.drain()
             await server.drain()
-        else:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+    except asyncio.CancelledError:
+        grace_s = 0.0
     finally:
-        http.should_exit = True
-        with suppress(asyncio.CancelledError):
-            await listening
-        await rpc.stop(CLOSE_S)
+        await listeners.close(grace_s)
         await server.stop()
+
+
+async def _started(server: Server, asked: asyncio.Event) -> bool:
+    """False when the end was asked for before the engine was up. Raises what the start raises."""
+    starting, stop = asyncio.create_task(server.start()), asyncio.create_task(asked.wait())
+    await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return False
+    await starting
+    return True
 
 
 def tls_of(settings: Settings) -> Tls | None:
@@ -120,20 +136,13 @@ def _on_signal(asked: asyncio.Event, main: asyncio.Task[None] | None) -> None:
     asked.set()
 
 
-async def _first(work: asyncio.Task[None], asked: asyncio.Event, listening: asyncio.Task[None]) -> None:
-    stop = asyncio.create_task(asked.wait())
-    await asyncio.wait({work, stop, listening}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-
-
-async def _until_asked(server: Server, asked: asyncio.Event, listening: asyncio.Task[None]) -> None:
-    while not asked.is_set() and not listening.done():
+async def _until_asked(server: Server, asked: asyncio.Event, listeners: Listeners) -> None:
+    while not asked.is_set() and not listeners.ended:
         if server.keeper.state == "failed":
             raise Unavailable("The engine keeps dying and was given up; the log above says why.")
         with suppress(TimeoutError):
             await asyncio.wait_for(asked.wait(), 0.5)
 
 
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address
+def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

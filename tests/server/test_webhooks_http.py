@@ -19,7 +19,8 @@ from support.datasets import facts, jsonl
 from support.fake_trainer import FakeTrainer
 from support.running import Running, eventually, running
 from tunedock_registry.webhooks import Delivery
-from tunedock_server.run import bind, http_server
+from tunedock_server.listen import bind
+from tunedock_server.run import http_server
 from tunedock_server.services.webhooks import WebhookSender
 
 Received = list[tuple[dict[str, str], bytes]]

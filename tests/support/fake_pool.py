@@ -182,7 +182,7 @@ class FakePool:
             )
         if body.get("stream"):
             return self._stream(pinned, request_id, chat)
-        words = [word async for word in self._words(pinned)]
+        words = [word async for word in self._words(pinned, body.get("max_tokens"))]
         text = " ".join(words)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -201,13 +201,13 @@ class FakePool:
             yield f"data: {json.dumps(chunk)}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
-    async def _words(self, pinned: Pinned) -> AsyncGenerator[str, None]:
+    async def _words(self, pinned: Pinned, most: int | None = None) -> AsyncGenerator[str, None]:
         digest = pinned.digest
         self._check_runnable(digest)
         self.busy[digest or ""] += 1
         self.most_distinct_busy = max(self.most_distinct_busy, sum(1 for d, n in self.busy.items() if d and n))
         try:
-            for index in range(self.behaviour.tokens):
+            for index in range(min(self.behaviour.tokens, most or self.behaviour.tokens)):
                 await asyncio.sleep(self.behaviour.token_s)
                 self._check_runnable(digest)
                 if self.behaviour.stream_error_after == index:

@@ -26,7 +26,8 @@ from tunedock_registry.models.facts import BaseFacts
 from tunedock_registry.records import VersionRecord
 from tunedock_registry.registry import Registry
 from tunedock_server.app import Server, build_app
-from tunedock_server.run import bind, http_server
+from tunedock_server.listen import bind
+from tunedock_server.run import http_server
 from tunedock_server.settings import Settings
 
 PROJECT = "default"

@@ -1,0 +1,24 @@
+"""Taking a port, before anything slow happens."""
+
+from __future__ import annotations
+
+import socket
+
+from tunedock_api.errors import BadInput
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises BadInput in one sentence when the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise BadInput(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port, or stop what uses it.",
+            param="port",
+        ) from None
+    sock.set_inheritable(False)
+    return sock
