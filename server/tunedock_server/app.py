@@ -174,6 +174,7 @@ class Server:
         await self._warm_up()
         await self.gate.engine_started()
         await self.reconciler.restore(self.catalog.snapshot, recent)
+        self.gate.wake()
 
     async def _warm_up(self) -> None:
         """The first request pays for what is built on first use (seconds on CPU); better nobody's than a caller's."""
