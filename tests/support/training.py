@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -25,8 +26,10 @@ VOCAB = 512
 
 @functools.cache
 def tiny_path(vocab: int | None = VOCAB) -> Path:
-    """A folder with a random two-layer Llama; made once a process."""
-    return tiny_llama(Path(tempfile.mkdtemp(prefix="td-tiny-")) / "tiny", vocab=vocab)
+    """A folder with a random two-layer Llama; made once for this process and its children."""
+    folder = os.environ.setdefault(f"TUNEDOCK_TEST_TINY_{vocab}", tempfile.mkdtemp(prefix="td-tiny-"))
+    path = Path(folder) / "tiny"
+    return path if (path / "model.safetensors").is_file() else tiny_llama(path, vocab=vocab)
 
 
 @functools.cache

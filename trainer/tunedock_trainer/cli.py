@@ -25,8 +25,9 @@ def trainer(
     """Claim fine-tuning jobs, train them, publish their versions."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     machine.keep_memory_warm()
+    machine.sleep_at_barriers()
     machine.be_nice(nice)
-    # Heavy imports come after the allocator is set up, and never for `--help`.
+    # Heavy imports come after allocator and OpenMP are set up, and never for `--help`.
     import torch
     from tunedock_registry.models import resolve_model
     from tunedock_registry.registry import Registry

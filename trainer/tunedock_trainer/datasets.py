@@ -10,7 +10,7 @@ from tunedock_registry.data.examples import ChatExample, CompletionExample, Exam
 from tunedock_registry.data.formats import read_examples, too_few_examples
 from tunedock_registry.data.knobs import Knobs
 from tunedock_registry.data.render import Rendered, Renderer
-from tunedock_registry.data.split import auto_fraction, split
+from tunedock_registry.data.split import held_out
 from tunedock_registry.records import FileRecord, JobRecord
 from tunedock_registry.registry import Registry
 
@@ -61,7 +61,7 @@ class Loader:
             held = self._read(validation, "validation_file")
             digests[validation.id] = validation.sha256
         else:
-            examples, held = split(examples, self._fraction(len(examples)), self.seed)
+            examples, held = held_out(examples, self.knobs.validation_split, self.seed)
         sources = [Source(self._items(examples), self.knobs.mixing.get(training.id, 1.0))]
         for file_id, weight in self.knobs.mixing.items():
             if file_id != training.id:
@@ -74,10 +74,6 @@ class Loader:
                 "No training example is short enough: raise max_length.", "invalid_training_file", "training_file"
             )
         return JobData(tuple(sources), tuple(self._items(held)), digests, kept, len(examples) - len(sources[0].items))
-
-    def _fraction(self, count: int) -> float:
-        asked = self.knobs.validation_split
-        return auto_fraction(count) if asked == "auto" else asked
 
     def _read(self, file: FileRecord, param: str) -> list[Example]:
         with self.registry.files.open(file.project, file.id) as stream:

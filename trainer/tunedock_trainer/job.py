@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tunedock_api.errors import BadInput
+from tunedock_api.errors import BadInput, NotFound
 from tunedock_api.manifest import WEIGHTS_FILE, canonical_json
 from tunedock_api.names import parse_ref
 from tunedock_registry.data.hyperparameters import DataFacts, resolve
@@ -85,18 +85,7 @@ def find_parent(registry: Registry, base: Base, job: JobRecord, knobs: Knobs) ->
     named = knobs.init_from or (None if job.model == base.facts.identity.id else job.model)
     if named is None:
         return None
-    ref = parse_ref(named)
-    if ref is None:
-        raise _not_available(named)
-    if ref.version is not None:
-        version = registry.adapters.version(job.project, ref.name, ref.version)
-    elif ref.checkpoint is not None:
-        version = registry.adapters.by_tag(job.project, ref.name, ref.checkpoint)
-    else:
-        found = registry.adapters.snapshot().resolve(job.project, ref, None)
-        if found is None:
-            raise _not_available(named)
-        version = found
+    version = _lookup(registry, job.project, named)
     theirs, ours = version.manifest.identity.base_model, base.facts.identity
     if theirs.config_sha256 != ours.config_sha256:
         raise BadInput(
@@ -104,6 +93,23 @@ def find_parent(registry: Registry, base: Base, job: JobRecord, knobs: Knobs) ->
             "model_not_available",
             "model",
         )
+    return version
+
+
+def _lookup(registry: Registry, project: str, named: str) -> VersionRecord:
+    ref = parse_ref(named)
+    if ref is None:
+        raise _not_available(named)
+    try:
+        if ref.version is not None:
+            return registry.adapters.version(project, ref.name, ref.version)
+        if ref.checkpoint is not None:
+            return registry.adapters.by_tag(project, ref.name, ref.checkpoint)
+    except NotFound as error:
+        raise _not_available(named) from error
+    version = registry.adapters.snapshot().resolve(project, ref)
+    if version is None:
+        raise _not_available(named)
     return version
 
 

@@ -44,10 +44,11 @@ def write_plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 4), dpi=100)
     left, right = figure.subplots(1, 2)
     _draw(left, rows, "loss", ("train_loss", "valid_loss", "full_valid_loss"))
     _draw(right, rows, "accuracy", ("train_accuracy", "valid_mean_token_accuracy", "full_valid_mean_token_accuracy"))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.12, top=0.92)
     FigureCanvasAgg(figure).print_png(path)
 
 
