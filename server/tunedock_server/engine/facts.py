@@ -29,7 +29,7 @@ async def read_facts(llm: AsyncLLM, settings: EngineSettings) -> EngineFacts:
         bytes_per_slot=worker["bytes_per_slot"],
         kv_blocks=config.cache_config.num_gpu_blocks or 0,
         block_size=config.cache_config.block_size,
-        lora_backend="tunedock-cpu" if worker["ours"] and not worker["degraded"] else "vllm",
+        lora_backend="tunedock-cpu" if worker["ours"] and worker["right"] else "vllm",
         device=worker["device"],
         degraded=worker["degraded"] or None,
         versions={"vllm": vllm_version},

@@ -2,26 +2,33 @@
 
 A batch has T rows (tokens); row t uses slot `slots[t]`, or no adapter when that is -1. For one wrapped layer
 
-    y[t] += B[s] @ (A[s] @ x[t]) * scale          with s = slots[t]
+    y[t] += scale * (h[t] @ B[s]),   h[t] = A[s] @ x[t]          with s = slots[t]
 
-Shapes: x `[T, in]`, y `[T, out]`, A `[S, 1, R, in]`, B `[S, 1, out, R]` for S slots of at most R ranks. A packed layer
-(q, k, v or gate, up) has one (A, B) pair for each slice of its output. Only rows that have an adapter are read or
-written: what stock vLLM 0.32 gets wrong is that index -1 means the last slot (vllm#48421).
+Shapes: x `[T, in]`, y `[T, out]`, and for S slots of at most R ranks A `[S, 1, R, in]`, B `[S, 1, out, R]`, as vLLM holds
+them. A packed layer (q, k, v or gate, up) has one pair for each slice of its output. Only rows that have an adapter are
+read or written: what stock vLLM 0.32 gets wrong is that index -1 means the last slot (vllm#48421).
 
-Rows are grouped by slot once a step. Each group then costs two matrix products a slice, at the adapter's own rank
-instead of R. Products accumulate in float32 (oneDNN does for bfloat16); the intermediate is rounded to the weights'
-dtype, as it is in stock vLLM and in PEFT.
+Rows are grouped by slot once a step. A large group (a prefill) costs one matrix product for the shrink and one a slice for
+the expansion, at the adapter's own rank instead of R. The small groups of a decode step all go through one call of the C
+kernel, whose products stay in float32; operators would spend most of their time on being called. The torch path rounds h
+to the weights' dtype, as stock vLLM and PEFT do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from . import kernel
+from .slots import LayerSlots
+
 Rows = slice | torch.Tensor
+
+# From this many rows of one slot on, two matrix products beat the kernel (2 cores, AVX-512 BF16: between 48 and 96).
+LARGE_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +37,14 @@ class Group:
 
     slot: int
     rows: Rows
+    count: int
 
 
 def group_rows(slots: Sequence[int] | np.ndarray) -> tuple[Group, ...]:
     """Groups of the slots that occur, ascending; rows with -1 belong to none."""
     slots_T = np.asarray(slots, dtype=np.int64)
-    return tuple(Group(int(slot), _rows(np.flatnonzero(slots_T == slot))) for slot in np.unique(slots_T) if slot >= 0)
+    index = (np.flatnonzero(slots_T == slot) for slot in np.unique(slots_T) if slot >= 0)
+    return tuple(Group(int(slots_T[rows[0]]), _rows(rows), len(rows)) for rows in index)
 
 
 def _rows(index: np.ndarray) -> Rows:
@@ -45,9 +54,32 @@ def _rows(index: np.ndarray) -> Rows:
     return torch.from_numpy(index)
 
 
-def shrink(x: torch.Tensor, a: torch.Tensor, rank: int) -> torch.Tensor:
-    """`x [t, in]`, `a [R, in]` -> `[t, rank]`."""
-    return x @ a[:rank].t()
+@dataclass(slots=True)
+class SmallGroups:
+    """The groups of a step that go through the C kernel, as its arrays."""
+
+    rows: int
+    native: kernel.Batch
+    _arrays: list[np.ndarray] = field(repr=False)
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], ranks: Mapping[int, int], max_rank: int) -> SmallGroups | None:
+        if not groups:
+            return None
+        index = [_index(group) for group in groups]
+        arrays = [
+            np.asarray([group.slot for group in groups], dtype=np.int32),
+            np.asarray([ranks.get(group.slot, max_rank) for group in groups], dtype=np.int32),
+            np.asarray([0, *np.cumsum([len(rows) for rows in index])], dtype=np.int32),
+            np.concatenate(index).astype(np.int32),
+        ]
+        return cls(len(arrays[3]), kernel.Batch(len(groups), *(a.ctypes.data for a in arrays)), arrays)
+
+
+def _index(group: Group) -> np.ndarray:
+    if isinstance(group.rows, slice):
+        return np.arange(group.rows.start, group.rows.stop)
+    return group.rows.numpy()
 
 
 def add_lora(
@@ -60,7 +92,7 @@ def add_lora(
     ranks: Mapping[int, int],
     scale: float = 1.0,
 ) -> None:
-    """Adds the adapters' part to `y` in place. `ranks` maps a slot to its adapter's rank; absent means all of R."""
+    """Adds the adapters' part to `y` in place, for tensors of any origin. Slots absent from `ranks` use all of R."""
     for group in groups:
         rank = ranks.get(group.slot, a_slices[0].shape[-2])
         x_g, y_g = _take(x, group.rows), _take(y, group.rows)
@@ -70,6 +102,31 @@ def add_lora(
             _accumulate(y_g[:, offset : offset + width], h, b[group.slot, 0], rank, scale)
             offset += width
         _put(y, group.rows, y_g)
+
+
+def add_lora_packed(
+    y: torch.Tensor, x: torch.Tensor, layer: LayerSlots, groups: Sequence[Group], ranks: Mapping[int, int], scale: float
+) -> None:
+    """The same for a layer whose slices lie together: one shrink for all of them."""
+    for group in groups:
+        rank = ranks.get(group.slot, layer.max_rank)
+        x_g, y_g = _take(x, group.rows), _take(y, group.rows)
+        h = x_g @ layer.a[group.slot, :, :rank].reshape(-1, layer.inner).t()
+        for index, (start, end) in enumerate(layer.columns()):
+            target = y_g[:, start:end]
+            torch.addmm(
+                target,
+                h[:, index * rank : (index + 1) * rank],
+                layer.b[group.slot, :rank, start:end],
+                alpha=scale,
+                out=target,
+            )
+        _put(y, group.rows, y_g)
+
+
+def shrink(x: torch.Tensor, a: torch.Tensor, rank: int) -> torch.Tensor:
+    """`x [t, in]`, `a [R, in]` -> `[t, rank]`."""
+    return x @ a[:rank].t()
 
 
 def expand(

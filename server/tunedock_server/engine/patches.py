@@ -1,9 +1,12 @@
 """What we change inside vLLM 0.32, in one place. Each patch says why; a vLLM that we do not know is left alone.
 
-CpuPlatform.get_punica_wrapper          our wrapper: right base rows (vllm#48421), no gathered weights
-LRUCacheWorkerLoRAManager._load_adapter only what was staged: a step never reads a disk, so it cannot fail there
-LRUCacheWorkerLoRAManager.add_adapter   no copy of all registered adapters at each step and active adapter
-LRUCacheLoRAModelManager.activate_adapter  tells our wrapper the rank of what is in a slot
+Everywhere:
+    LRUCacheWorkerLoRAManager._load_adapter    only what was staged: a step never reads a disk, so it cannot fail there
+    LRUCacheWorkerLoRAManager.add_adapter      no copy of all registered adapters at each step and active adapter
+On CPU:
+    CpuPlatform.get_punica_wrapper             our wrapper: right base rows (vllm#48421), no gathered weights
+    LRUCacheLoRAModelManager.__init__          slots in our shape (see slots.py) behind vLLM's tensors
+    LRUCacheLoRAModelManager.activate_adapter  a packed adapter goes into a slot in one call
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 import vllm
 from packaging.version import Version
 
+from .slots import LayerSlots
 from .staging import StagedAdapters
 
 SUPPORTED = (Version("0.32.0"), Version("0.33"))
@@ -39,9 +43,13 @@ def install() -> None:
     if not vllm_is_known():
         _log.warning("vLLM %s is not a version that TuneDock knows: LoRA runs on vLLM's own path.", vllm.__version__)
         return
-    _use_our_wrapper_on_cpu()
     _load_only_what_was_staged()
-    _keep_ranks_of_slots()
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        type(current_platform).get_punica_wrapper = classmethod(lambda cls: CPU_WRAPPER)
+        _own_the_slots()
+        _installed.append("cpu_lora")
 
 
 def staged_adapters(manager: Any) -> StagedAdapters:
@@ -49,14 +57,6 @@ def staged_adapters(manager: Any) -> StagedAdapters:
     if "tunedock_staged" not in manager.__dict__:
         manager.tunedock_staged = StagedAdapters(manager)
     return manager.tunedock_staged
-
-
-def _use_our_wrapper_on_cpu() -> None:
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        type(current_platform).get_punica_wrapper = classmethod(lambda cls: CPU_WRAPPER)
-        _installed.append("cpu_wrapper")
 
 
 def _load_only_what_was_staged() -> None:
@@ -72,25 +72,77 @@ def _add_adapter(manager: Any, request: Any) -> bool:
     """As upstream without `list_adapters()`, and never beyond capacity: the engine counts what it stages."""
     adapters, lora_id = manager._adapter_manager, request.lora_int_id
     if lora_id not in adapters._registered_adapters:
-        adapters.add_adapter(manager._load_adapter(request))
+        # Staging has already packed it, which is all that upstream's own `add_adapter` would do beside this.
+        adapters._registered_adapters[lora_id] = manager._load_adapter(request)
     adapters.get_adapter(lora_id)  # most recently used
     adapters.activate_adapter(lora_id)
     return True
 
 
-def _keep_ranks_of_slots() -> None:
+def _own_the_slots() -> None:
     from vllm.lora.model_manager import LRUCacheLoRAModelManager as Manager
 
-    activate = Manager.activate_adapter
+    upstream_init, upstream_activate = Manager.__init__, Manager.activate_adapter
+
+    def __init__(manager: Any, *args: Any, **kwargs: Any) -> None:
+        upstream_init(manager, *args, **kwargs)
+        manager.tunedock_layers = _reshape_slots(manager)
 
     def activate_adapter(manager: Any, lora_id: int) -> bool:
-        changed = bool(activate(manager, lora_id))
-        if changed:
-            slot = manager.lora_index_to_id.index(lora_id)
-            for wrapper in manager.punica_wrapper_mapping.values():
-                if hasattr(wrapper, "ranks"):
-                    wrapper.ranks[slot] = manager._registered_adapters.cache[lora_id].rank
-        return changed
+        model = manager._registered_adapters.cache.get(lora_id)
+        if getattr(model, "packed", None) is None:
+            return bool(upstream_activate(manager, lora_id))
+        return _activate_packed(manager, lora_id, model)
 
-    Manager.activate_adapter = activate_adapter
-    _installed.append("real_ranks")
+    Manager.__init__, Manager.activate_adapter = __init__, activate_adapter
+
+
+def _reshape_slots(manager: Any) -> dict[str, LayerSlots]:
+    """Replaces the LoRA tensors of every plain linear layer; returns the layers by module name."""
+    layers: dict[str, LayerSlots] = {}
+    known: dict[int, LayerSlots] = {}
+    for name, module in manager.modules.items():
+        if _is_plain_linear(module):
+            if id(module) not in known:
+                known[id(module)] = _reshape(module)
+            layers[name] = known[id(module)]
+    for wrapper in manager.punica_wrapper_mapping.values():
+        if hasattr(wrapper, "use_layers"):
+            wrapper.use_layers(list(known.values()), only=len(layers) == len(manager.modules))
+    return layers
+
+
+def _is_plain_linear(module: Any) -> bool:
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+
+    return (
+        isinstance(module, BaseLinearLayerWithLoRA)
+        and module.tp_size == 1
+        and isinstance(module.lora_a_stacked, tuple)
+        and all(tensor.dim() == 4 for tensor in (*module.lora_a_stacked, *module.lora_b_stacked))
+        and len(module.lora_a_stacked) == len(module.output_slices) <= 7
+    )
+
+
+def _reshape(module: Any) -> LayerSlots:
+    slots, _, max_rank, inner = module.lora_a_stacked[0].shape
+    layer = LayerSlots.empty(slots, max_rank, inner, module.output_slices, module.lora_a_stacked[0].dtype)
+    module.lora_a_stacked, module.lora_b_stacked = layer.a_views(), layer.b_views()
+    return layer
+
+
+def _activate_packed(manager: Any, lora_id: int, model: Any) -> bool:
+    """As upstream's two `activate_adapter`, with one copy instead of hundreds."""
+    if lora_id in manager._active_adapters:
+        manager._active_adapters.touch(lora_id)
+        return False
+    if None not in manager.lora_index_to_id:
+        manager._active_adapters.remove_oldest()
+    slot = manager.lora_index_to_id.index(None)
+    model.packed.copy_into(slot)
+    manager.lora_index_to_id[slot] = lora_id
+    manager._active_adapters[lora_id] = None
+    for wrapper in manager.punica_wrapper_mapping.values():
+        if hasattr(wrapper, "ranks"):
+            wrapper.ranks[slot] = model.packed.rank
+    return True

@@ -6,16 +6,18 @@ vLLM tells the wrapper once a step which slot each token and each sampled row us
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from . import lora_math
-from .lora_math import Group
+from . import kernel, lora_math
+from .lora_math import LARGE_GROUP, Group, SmallGroups
+from .slots import LayerSlots
 
-QUALNAME = f"{__name__}.TuneDockPunicaCPU"
+_KERNELS = {torch.bfloat16: "tunedock_lora_bf16", torch.float32: "tunedock_lora_f32"}
 
 
 class TuneDockPunicaCPU(PunicaWrapperCPU):
@@ -24,19 +26,49 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ranks: dict[int, int] = {}
+        self._layers: dict[int, LayerSlots] = {}  # by the address of the A tensor that vLLM passes
+        self._only_layers = False
+        self._kernel: Callable[..., None] | None = None
+        self._scratch = torch.empty(0)
+        self._dtype: torch.dtype | None = None
+        self._floats_per_row = self._max_rank = 0
         self._token_groups: tuple[Group, ...] = ()
+        self._large_groups: tuple[Group, ...] = ()
+        self._small_groups: SmallGroups | None = None
         self._logit_groups: tuple[Group, ...] = ()
+
+    def use_layers(self, layers: Sequence[LayerSlots], only: bool, use_kernel: bool = True) -> None:
+        """Layers whose slots have our shape. `only`: nothing else (embedding, lm_head) is wrapped."""
+        self._layers = {layer.a.data_ptr(): layer for layer in layers}
+        self._only_layers = only
+        self._dtype = layers[0].a.dtype if layers else None
+        self._floats_per_row = max((layer.inner + len(layer.widths) * layer.max_rank for layer in layers), default=0)
+        self._max_rank = max((layer.max_rank for layer in layers), default=0)
+        self.use_kernel(use_kernel)
+
+    def use_kernel(self, yes: bool) -> None:
+        library, name = kernel.library(), _KERNELS.get(self._dtype) if self._dtype else None
+        self._kernel = getattr(library, name) if yes and library is not None and name is not None else None
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
     ) -> None:
-        # The base class keeps the index tensors that the embedding layer reads.
-        self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
+        if not self._only_layers:
+            # The embedding layer and the classification head read the index tensors of the base class.
+            self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         slot_of = {lora_id: slot for slot, lora_id in enumerate(lora_index_to_id) if lora_id is not None}
         self._token_groups = lora_math.group_rows([slot_of.get(lora_id, -1) for lora_id in mapping.index_mapping])
         self._logit_groups = lora_math.group_rows([slot_of.get(lora_id, -1) for lora_id in mapping.prompt_mapping])
         self.no_lora = not self._token_groups
         self.is_prefill = mapping.is_prefill
+        self._split_groups()
+
+    def _split_groups(self) -> None:
+        small = [group for group in self._token_groups if self._kernel and group.count < LARGE_GROUP]
+        self._large_groups = tuple(group for group in self._token_groups if group not in small)
+        self._small_groups = SmallGroups.of(small, self.ranks, self._max_rank) if small else None
+        if self._small_groups and self._scratch.numel() < self._small_groups.rows * self._floats_per_row:
+            self._scratch = torch.empty(self._small_groups.rows * self._floats_per_row)
 
     def add_lora_linear(
         self,
@@ -50,17 +82,28 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
         buffer: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self._token_groups:
+        if not self._token_groups:
+            return
+        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        layer = self._layers.get(lora_a_stacked[0].data_ptr())
+        if layer is None:
             lora_math.add_lora(
-                y.view(-1, y.shape[-1]),
-                x.view(-1, x.shape[-1]),
-                lora_a_stacked,
-                lora_b_stacked,
-                output_slices,
-                self._token_groups,
-                self.ranks,
-                scale,
+                y, x, lora_a_stacked, lora_b_stacked, output_slices, self._token_groups, self.ranks, scale
             )
+            return
+        if self._small_groups is not None and self._kernel is not None:
+            self._kernel(
+                ctypes.addressof(layer.native),
+                ctypes.addressof(self._small_groups.native),
+                x.data_ptr(),
+                x.stride(0),
+                y.data_ptr(),
+                y.stride(0),
+                scale,
+                self._scratch.data_ptr(),
+            )
+        if self._large_groups:
+            lora_math.add_lora_packed(y, x, layer, self._large_groups, self.ranks, scale)
 
     def add_shrink(
         self, y: Any, x: torch.Tensor, lora_a_stacked: tuple[torch.Tensor, ...], scale: float, **kwargs: Any

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from vllm.lora.request import LoRARequest
 
+from .slots import pack
+
 
 class StageError(Exception):
     """`kind`: `rejected` (wrong contents) or `unavailable` (missing or unreadable files)."""
@@ -57,18 +59,28 @@ class StagedAdapters:
 
     def _prepare(self, lora_id: int, name: str, path: str) -> Any:
         request = LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path)
-        adapters = self._manager._adapter_manager
         try:
-            model = self._manager.read_from_disk(request)
-            check(model, adapters.modules, adapters.packed_modules, adapters.lora_config.max_lora_rank)
-            adapters._create_merged_loras_inplace(model)
+            return self._ready(self._manager.read_from_disk(request))
         except StageError:
             raise
         except (OSError, LookupError) as error:
             raise StageError("unavailable", f"its files cannot be read ({type(error).__name__})") from error
         except Exception as error:  # thread edge: whatever vLLM says about the contents belongs to this adapter alone
             raise StageError(*_reason(error)) from error
-        model.rank = max(a.shape[0] for a in _a_matrices(model))
+
+    def _ready(self, model: Any) -> Any:
+        """Checked, and in the form in which it goes into a slot: packed where the slots are ours, else vLLM's."""
+        adapters = self._manager._adapter_manager
+        places = module_places(adapters.modules, adapters.packed_modules)
+        check(model, places, adapters.lora_config.max_lora_rank)
+        layers = getattr(adapters, "tunedock_layers", {})
+        owners = {part: name for name, parts in adapters.packed_modules.items() for part in parts}
+        if layers and len(layers) == len(adapters.modules):
+            slices = {name: (layers[owners.get(name, name)], index) for name, (_, index) in places.items()}
+            model.packed = pack(model.loras, slices)
+            model.loras = {}
+        else:
+            adapters._create_merged_loras_inplace(model)
         return model
 
 
@@ -78,14 +90,19 @@ def _reason(error: Exception) -> tuple[str, str]:
     return "rejected", str(error)[:500]
 
 
-def check(model: Any, modules: dict[str, Any], packed: dict[str, list[str]], max_rank: int) -> None:
+def module_places(modules: dict[str, Any], packed: dict[str, list[str]]) -> dict[str, tuple[Any, int]]:
+    """Module as adapters name it (q_proj, not qkv_proj) -> its wrapped layer and which slice of that."""
+    places = {name: (layer, 0) for name, layer in modules.items() if name not in packed}
+    for name, parts in packed.items():
+        places.update({part: (modules[name], index) for index, part in enumerate(parts) if name in modules})
+    return places
+
+
+def check(model: Any, places: dict[str, tuple[Any, int]], max_rank: int) -> None:
     """Compares every tensor with the wrapped layer that it is for, before packing. Raises StageError.
 
     vLLM drops weights of other modules without a word, and takes a matrix that is too small into a corner of the slot.
     """
-    places = {name: (layer, 0) for name, layer in modules.items() if name not in packed}
-    for name, parts in packed.items():
-        places.update({part: (modules[name], index) for index, part in enumerate(parts) if name in modules})
     if not model.loras:
         raise StageError("rejected", "it holds no weights for this base model")
     for name, weights in model.loras.items():
@@ -106,9 +123,3 @@ def _check_shapes(name: str, weights: Any, layer: Any, index: int, max_rank: int
         expected = (layer.lora_a_stacked[index].shape[-1], layer.lora_b_stacked[index].shape[-2])
         if (a.shape[1], b.shape[0]) != expected:
             raise StageError("rejected", f"{name} is {a.shape[1]} -> {b.shape[0]}, the base model's is {expected}")
-
-
-def _a_matrices(model: Any) -> list[torch.Tensor]:
-    """Every A; packed layers hold lists of them, with None for a part that the adapter leaves alone."""
-    lists = [w.lora_a if isinstance(w.lora_a, list) else [w.lora_a] for w in model.loras.values()]
-    return [a for parts in lists for a in parts if a is not None]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
+
 import pytest
 import torch
-from tunedock_server.engine import lora_math
+from tunedock_server.engine import kernel, lora_math
+from tunedock_server.engine.slots import LayerSlots, pack
 
 SLOTS, RANK, INNER = 4, 8, 96
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -104,3 +108,89 @@ def test_rows_that_lie_together_are_a_slice() -> None:
     assert groups[1].rows == slice(1, 3)
     assert isinstance(groups[0].rows, torch.Tensor)
     assert groups[0].rows.tolist() == [3, 5]
+
+
+KERNEL_ROWS = {**ROWS, "nine of one slot": [0] * 9, "more than one block": [3] * 37 + [-1] + [1] * 13}
+
+
+@pytest.mark.parametrize("path", ["kernel", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS.keys())
+@pytest.mark.parametrize("slots", KERNEL_ROWS.values(), ids=KERNEL_ROWS.keys())
+def test_layers_with_their_slices_together_give_the_same(
+    slots: list[int], outputs: tuple[int, ...], dtype: torch.dtype, path: str
+) -> None:
+    batch = x, y, a, b = _batch(slots, outputs, dtype)
+    layer = _layer(a, b, outputs)
+    ranks = {0: 3, 1: 8, 3: 1}
+    expected = _expected(batch, slots, ranks, 0.5)
+    before = y.clone()
+    groups = lora_math.group_rows(slots)
+    if path == "torch":
+        lora_math.add_lora_packed(y, x, layer, groups, ranks, 0.5)
+    elif groups:
+        _run_kernel(y, x, layer, groups, ranks, 0.5)
+    assert (y.double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+    base = [row for row, slot in enumerate(slots) if slot < 0]
+    assert torch.equal(y[base], before[base])
+
+
+def test_widths_that_are_no_multiple_of_a_vector_are_complete() -> None:
+    slots, outputs, inner = [0, 1, -1, 1, 0], (37, 5), 51
+    g = torch.Generator().manual_seed(3)
+    layer = LayerSlots.empty(2, 7, inner, outputs, torch.float32)
+    layer.a.copy_(torch.randn(layer.a.shape, generator=g))
+    layer.b.copy_(torch.randn(layer.b.shape, generator=g))
+    x, y = torch.randn(5, inner, generator=g), torch.randn(5, 42, generator=g)
+    expected = _expected((x, y, list(layer.a_views()), list(layer.b_views())), slots, {0: 5})
+    _run_kernel(y, x, layer, lora_math.group_rows(slots), {0: 5}, 1.0)
+    assert torch.allclose(y.double(), expected, atol=1e-4)
+
+
+def test_a_packed_adapter_lands_in_its_slot_and_leaves_the_others_alone() -> None:
+    layer = LayerSlots.empty(3, 8, 16, (4, 6), torch.float32)
+    layer.a.fill_(7.0)
+    layer.b.fill_(7.0)
+    whole = _Weights(torch.randn(3, 16), torch.randn(6, 3), 2.0)
+    packed = pack({"up": whole}, {"gate": (layer, 0), "up": (layer, 1)})
+    packed.copy_into(1)
+    assert packed.rank == 3
+    assert torch.equal(layer.a_views()[1][1, 0, :3], whole.lora_a)
+    assert torch.equal(layer.b_views()[1][1, 0, :, :3], whole.lora_b * 2.0)
+    assert not layer.a_views()[0][1, 0, :3].any()
+    assert layer.a[[0, 2]].eq(7.0).all()
+    assert layer.b[[0, 2]].eq(7.0).all()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    scaling: float
+
+
+def _layer(a: list[torch.Tensor], b: list[torch.Tensor], outputs: tuple[int, ...]) -> LayerSlots:
+    layer = LayerSlots.empty(SLOTS, RANK, INNER, outputs, a[0].dtype)
+    for index in range(len(outputs)):
+        layer.a_views()[index].copy_(a[index])
+        layer.b_views()[index].copy_(b[index])
+    return layer
+
+
+def _run_kernel(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    layer: LayerSlots,
+    groups: tuple[lora_math.Group, ...],
+    ranks: dict[int, int],
+    scale: float,
+) -> None:
+    library = kernel.library()
+    if library is None:
+        pytest.skip("no C compiler on this machine")
+    small = lora_math.SmallGroups.of(groups, ranks, layer.max_rank)
+    assert small is not None
+    run = library.tunedock_lora_f32 if x.dtype == torch.float32 else library.tunedock_lora_bf16
+    scratch = torch.empty(small.rows * (layer.inner + len(layer.widths) * layer.max_rank))
+    addresses = ctypes.addressof(layer.native), ctypes.addressof(small.native)
+    run(*addresses, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), scale, scratch.data_ptr())

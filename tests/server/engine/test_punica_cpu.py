@@ -23,6 +23,11 @@ def test_the_self_check_passes_for_our_wrapper(dtype: torch.dtype) -> None:
     assert selfcheck.worst_error(TuneDockPunicaCPU, dtype) <= selfcheck.TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_self_check_passes_without_the_kernel(dtype: torch.dtype) -> None:
+    assert selfcheck.worst_error(TuneDockPunicaCPU, dtype, use_kernel=False) <= selfcheck.TOLERANCE[dtype]
+
+
 def test_the_self_check_catches_what_stock_vllm_does_to_base_rows() -> None:
     assert selfcheck.worst_error(PunicaWrapperCPU, torch.float32) > 0.1
 
