@@ -42,7 +42,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = ["node", EXAMPLE / "dist" / "main.js", *args]
+    command = ["node", str(EXAMPLE / "dist" / "main.js"), *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

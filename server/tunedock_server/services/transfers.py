@@ -6,9 +6,10 @@ An upload's parts are laid down in the order of the stream, so the bytes stored 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tunedock_api.errors import BadInput
 from tunedock_registry.records import FileRecord, UploadRecord
@@ -106,12 +107,7 @@ class Transfers:
 
     async def _add(self, project: str, upload_id: str, part: bytes) -> int:
         """A part is stored whole or not at all: a call that ends meanwhile ends after it."""
-        adding = asyncio.ensure_future(asyncio.to_thread(self._registry.uploads.add_part, project, upload_id, [part]))
-        try:
-            await asyncio.shield(adding)
-        except asyncio.CancelledError:
-            await asyncio.wait({adding})
-            raise
+        await _to_the_end(asyncio.to_thread(self._registry.uploads.add_part, project, upload_id, [part]))
         return len(part)
 
     async def _finish(self, project: str, upload_id: str, sha256: str) -> FileRecord:
@@ -125,3 +121,16 @@ class Transfers:
             raise BadInput(f"The file arrived with sha256 {file.sha256}: send it again.", param="sha256")
         self._validator.submit(file)
         return file
+
+
+async def _to_the_end(work: Coroutine[Any, Any, object]) -> None:
+    """Awaits `work`, which goes on when this task is cancelled, however often; the cancellation is raised after it."""
+    running, cancelled = asyncio.ensure_future(work), False
+    while not running.done():
+        try:
+            await asyncio.wait({running})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    running.result()

@@ -57,7 +57,7 @@ def test_an_upload_that_broke_in_the_middle_goes_on_and_is_whole(stub: FineTunin
     with pytest.raises(grpc.RpcError):
         stub.UploadFile(breaking(live, upload, content))
     again = stub.StartUpload(pb.StartUploadRequest(upload_id=upload.upload_id))
-    assert again.stored_bytes == PART_BYTES
+    assert PART_BYTES <= again.stored_bytes < len(content)
     file = stub.UploadFile(stream(again, content, hashlib.sha256(content).hexdigest()))
     assert file.bytes == len(content)
     back = b"".join(chunk.data for chunk in stub.ReadFile(pb.ReadFileRequest(id=file.id)))
