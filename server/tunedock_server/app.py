@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from tunedock_registry.data.isolation import IsolatedInspector
 from tunedock_registry.registry import Registry
 
 from .catalog import Catalog
+from .evaluation.evaluator import Evaluator
 from .gate.runner import Gate
 from .http import adapters as adapter_routes
 from .http import errors
@@ -72,7 +74,9 @@ class Server:
         trainer: Supervisor | None = None,
         intake: IsolatedIntake | None = None,
         inspector: IsolatedInspector | None = None,
+        model_path: Path | None = None,
     ) -> None:
+        """Without `model_path` (the base model's folder) finished jobs are not evaluated."""
         self.settings = settings
         self.registry = registry
         self.pool = pool
@@ -85,7 +89,14 @@ class Server:
             pool, self._restore, max_deaths=settings.engine_restarts, window_s=settings.engine_window_s
         )
         self.watcher = Watcher(registry, self.catalog, settings.poll_s, self._refresh, self._changed)
-        self.promotion = Promotion(registry, self.watcher.look)
+        self.evaluator = (
+            Evaluator(registry, pool, self.residents, self.catalog, self.watcher.look, model_path)
+            if model_path
+            else None
+        )
+        self.promotion = Promotion(
+            registry, self.watcher.look, self.evaluator.submit if self.evaluator else lambda _: None
+        )
         self.gate = Gate(
             registry,
             pool,
@@ -137,6 +148,8 @@ class Server:
         yield self.validator.run()
         yield self.sender.run()
         yield self._collect_forever()
+        if self.evaluator is not None:
+            yield self.evaluator.run()
         if self.trainer is not None:
             yield self.trainer.run()
 

@@ -99,7 +99,10 @@ def run(settings: Settings) -> None:
     try:
         pool = create_engine(settings.engine(str(local.path), local.model_id))
         trainer = _trainer(settings, home)
-        server = Server(settings, registry, pool, local.model_id, trainer=trainer, inspector=_inspector(local.path))
+        inspector = _inspector(local.path)
+        server = Server(
+            settings, registry, pool, local.model_id, trainer=trainer, inspector=inspector, model_path=local.path
+        )
         asyncio.run(serve(server, sock, _announce))
     finally:
         registry.close()

@@ -118,6 +118,7 @@ async def running(
     pool: FakePool | None = None,
     registry: Registry | None = None,
     inspector: IsolatedInspector | None = None,
+    model_path: Path | None = None,
     **changes: Any,
 ) -> AsyncIterator[Running]:
     """`changes` are settings. Give `registry` to put a second server on the first one's."""
@@ -125,7 +126,7 @@ async def running(
     pool = pool or FakePool(base)
     settings = quick(tmp_path, **changes)
     shared = registry if registry is not None else await asyncio.to_thread(Registry.open, Home(tmp_path))
-    server = Server(settings, shared, pool, base.identity.id, intake=INTAKE, inspector=inspector)
+    server = Server(settings, shared, pool, base.identity.id, intake=INTAKE, inspector=inspector, model_path=model_path)
     sock = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     http = http_server(build_app(server))

@@ -65,6 +65,23 @@ class Lifecycle(Publishing):
             bump(session)
             return _full(row, adapter)
 
+    def add_metrics(self, version_id: int, metrics: dict[str, Any]) -> VersionRecord:
+        """Adds what was measured later to the version's metrics. Raises NotFound."""
+        with self._db.write() as session:
+            row, adapter = find_version(session, version_id)
+            row.metrics = {**row.metrics, **metrics}
+            bump(session)
+            return _full(row, adapter)
+
+    def unevaluated(self, since: int) -> list[int]:
+        """Ids of ready versions that jobs made after `since` and that have no evaluation yet, oldest first."""
+        query = select(VersionRow.seq, VersionRow.metrics).where(
+            VersionRow.state == "ready", VersionRow.origin == "trained", VersionRow.created_at > since
+        )
+        with self._db.read() as session:
+            rows = session.execute(query.order_by(VersionRow.seq)).tuples().all()
+        return [seq for seq, metrics in rows if "evaluation" not in metrics]
+
     def _promote_first(self, session: Session, adapter: AdapterRow, alias: str, number: int, actor: str) -> None:
         row = find_alias(session, adapter, alias)
         current = move_of(row)

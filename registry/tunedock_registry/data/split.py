@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from .duplicates import clusters
 from .examples import Example
@@ -18,6 +19,13 @@ def auto_fraction(num_examples: int) -> float:
         return 0.0
     share = 0.1 if num_examples < 1_000 else 0.05
     return min(share, _MAX_VALIDATION / num_examples)
+
+
+def held_out(
+    examples: Sequence[Example], asked: float | Literal["auto"], seed: int
+) -> tuple[list[Example], list[Example]]:
+    """`split` as a job asks for it (knob `validation_split`): trainer and evaluation hold back the same examples."""
+    return split(examples, auto_fraction(len(examples)) if asked == "auto" else asked, seed)
 
 
 def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -13,11 +13,17 @@ from ..gate.judge import Verdict
 
 
 class Promotion:
-    """`changed` makes this server see the new state at once."""
+    """`changed` makes this server see the new state at once; `evaluate` takes a job's version that is ready."""
 
-    def __init__(self, registry: Registry, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        changed: Callable[[], Awaitable[None]],
+        evaluate: Callable[[VersionRecord], None] = lambda _: None,
+    ) -> None:
         self._registry = registry
         self._changed = changed
+        self._evaluate = evaluate
 
     def first_alias(self, version: VersionRecord) -> str | None:
         """`production` for the first ready version of an adapter, unless its job asked otherwise. Reads the registry."""
@@ -30,6 +36,8 @@ class Promotion:
         if version.job_id is not None:
             await asyncio.to_thread(self._tell_job, version, version.job_id, verdict)
         await self._changed()
+        if verdict.passed and version.job_id is not None and version.number is not None:
+            self._evaluate(version)
 
     def _tell_job(self, version: VersionRecord, job_id: str, verdict: Verdict) -> None:
         data = {"version": version.ref, "parity": verdict.parity}
