@@ -15,12 +15,16 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Operation:
-    """`path` is relative to `/v1`. `creates` asks for an idempotency key, so that a retry makes nothing twice."""
+    """`path` is relative to `/v1`. `creates` asks for an idempotency key, so that a retry makes nothing twice.
+
+    What is neither `repeatable` nor created under a key is sent once: its effect could be there although the answer is not.
+    """
 
     name: str
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     creates: bool = False
+    repeatable: bool = True
 
     def url(self, path: Mapping[str, Any]) -> str:
         return self.path.format_map({key: quote(str(value), safe="@:") for key, value in path.items()})
@@ -62,9 +66,9 @@ FILE_CONTENT = Operation("files.content", "GET", "/files/{id}/content")
 CREATE_JOB = Operation("jobs.create", "POST", "/fine_tuning/jobs", creates=True)
 LIST_JOBS = Operation("jobs.list", "GET", "/fine_tuning/jobs")
 GET_JOB = Operation("jobs.get", "GET", "/fine_tuning/jobs/{id}")
-CANCEL_JOB = Operation("jobs.cancel", "POST", "/fine_tuning/jobs/{id}/cancel")
-PAUSE_JOB = Operation("jobs.pause", "POST", "/fine_tuning/jobs/{id}/pause")
-RESUME_JOB = Operation("jobs.resume", "POST", "/fine_tuning/jobs/{id}/resume")
+CANCEL_JOB = Operation("jobs.cancel", "POST", "/fine_tuning/jobs/{id}/cancel", repeatable=False)
+PAUSE_JOB = Operation("jobs.pause", "POST", "/fine_tuning/jobs/{id}/pause", repeatable=False)
+RESUME_JOB = Operation("jobs.resume", "POST", "/fine_tuning/jobs/{id}/resume", repeatable=False)
 JOB_EVENTS = Operation("jobs.events", "GET", "/fine_tuning/jobs/{id}/events")
 JOB_CHECKPOINTS = Operation("jobs.checkpoints", "GET", "/fine_tuning/jobs/{id}/checkpoints")
 
@@ -74,8 +78,8 @@ DELETE_ADAPTER = Operation("adapters.delete", "DELETE", "/adapters/{name}")
 LIST_VERSIONS = Operation("adapters.versions", "GET", "/adapters/{name}/versions")
 GET_VERSION = Operation("adapters.version", "GET", "/adapters/{name}/versions/{version}")
 DOWNLOAD_VERSION = Operation("adapters.download", "GET", "/adapters/{name}/versions/{version}/download")
-SET_ALIAS = Operation("adapters.alias", "PUT", "/adapters/{name}/aliases/{alias}", creates=True)
-ROLLBACK = Operation("adapters.rollback", "POST", "/adapters/{name}/rollback", creates=True)
+SET_ALIAS = Operation("adapters.alias", "PUT", "/adapters/{name}/aliases/{alias}", repeatable=False)
+ROLLBACK = Operation("adapters.rollback", "POST", "/adapters/{name}/rollback", repeatable=False)
 PIN = Operation("adapters.pin", "PUT", "/adapters/{name}/versions/{version}/pin")
 UNPIN = Operation("adapters.unpin", "DELETE", "/adapters/{name}/versions/{version}/pin")
 HISTORY = Operation("adapters.history", "GET", "/adapters/{name}/history")

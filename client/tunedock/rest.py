@@ -151,6 +151,8 @@ def _options(operation: Operation, query: Mapping[str, Any] | None) -> RequestOp
     options: RequestOptions = {"params": {key: value for key, value in (query or {}).items() if value is not None}}
     if operation.creates:
         options["headers"] = _idempotency_header()
+    if not operation.repeatable:
+        options["max_retries"] = 0
     return options
 
 
