@@ -34,35 +34,49 @@ class HostedAdapters:
         self._running: Counter[str] = Counter()
 
     async def stage(self, pinned: Pinned) -> None:
-        if pinned.digest is None or pinned.digest in self._resident:
-            return
-        task = self._staging.get(pinned.digest) or self._begin_staging(pinned, pinned.digest)
+        if pinned.digest is not None and pinned.digest not in self._resident:
+            await self._bring(pinned, pinned.digest, load=False)
+
+    async def load(self, pinned: Pinned) -> None:
+        if pinned.digest is not None:
+            await self._bring(pinned, pinned.digest, load=True)
+            if pinned.digest not in self._loaded:  # the caller that came first only wanted it staged
+                await self._bring(pinned, pinned.digest, load=True)
+
+    async def _bring(self, pinned: Pinned, digest: str, load: bool) -> None:
+        """One piece of work for all who wait for the same version."""
+        task = self._staging.get(digest)
+        if task is None:
+            self._admit(digest)
+            task = self._staging[digest] = asyncio.create_task(self._stage(pinned, digest, load))
+            task.add_done_callback(lambda _: self._staging.pop(digest))
         # One caller that gives up must not take the load away from the others.
         await asyncio.shield(task)
 
-    def _begin_staging(self, pinned: Pinned, digest: str) -> asyncio.Task[None]:
-        if len(self._resident) + len(self._staging) >= host_slots(self._settings):
+    def _admit(self, digest: str) -> None:
+        taken = len(self._resident.keys() | self._staging.keys() | {digest})
+        if taken > host_slots(self._settings):
             raise Overloaded(
                 f"All {host_slots(self._settings)} host places for adapters are taken.",
                 "adapter_queue_full",
                 retry_after_s=1.0,
             )
-        task = self._staging[digest] = asyncio.create_task(self._stage(pinned))
-        task.add_done_callback(lambda _: self._staging.pop(digest))
-        return task
 
-    async def _stage(self, pinned: Pinned) -> None:
-        digest, path = str(pinned.digest), pinned.path
-        if path is None:
-            raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
-        await asyncio.to_thread(self._files.verify, path, digest, pinned.public)
-        lora = LoRARequest(lora_name=digest, lora_int_id=next(self._ids), lora_path=str(path))
-        await self._call("tunedock_stage", *_triple(lora))
+    async def _stage(self, pinned: Pinned, digest: str, load: bool) -> None:
+        lora = self._resident.get(digest)
+        if lora is None:
+            if pinned.path is None:
+                raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
+            await asyncio.to_thread(self._files.verify, pinned.path, digest, pinned.public)
+            lora = LoRARequest(lora_name=digest, lora_int_id=next(self._ids), lora_path=str(pinned.path))
+        await self._call("tunedock_stage", lora.lora_int_id, lora.lora_name, lora.lora_path, load)
         state = await self._staged(lora.lora_int_id)
         if "error" in state:
             message = f"{pinned.public} cannot be loaded: {state['error']}."
             raise Rejected(message) if state["kind"] == "rejected" else Unavailable(message, "adapter_unavailable")
         self._resident[digest] = lora
+        if load:
+            self._loaded.add(digest)
 
     async def _staged(self, lora_id: int) -> dict[str, Any]:
         wait_s = _POLL_FIRST_S
@@ -70,13 +84,6 @@ class HostedAdapters:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _POLL_LAST_S)
         return dict(state)
-
-    async def load(self, pinned: Pinned) -> None:
-        await self.stage(pinned)
-        lora = self.request_for(pinned)
-        if lora is not None:
-            await self._call("tunedock_load", *_triple(lora))
-            self._loaded.add(lora.lora_name)
 
     async def unload(self, digest: str) -> None:
         if self._running[digest]:
@@ -128,7 +135,3 @@ class HostedAdapters:
 
 def host_slots(settings: EngineSettings) -> int:
     return max(settings.max_cpu_loras, settings.max_loras)
-
-
-def _triple(lora: LoRARequest) -> tuple[int, str, str]:
-    return lora.lora_int_id, lora.lora_name, lora.lora_path

@@ -2,6 +2,7 @@
 
 Everywhere:
     LRUCacheWorkerLoRAManager._load_adapter    only what was staged: a step never reads a disk, so it cannot fail there
+    LRUCacheWorkerLoRAManager._apply_adapters  a batch that needs every slot waits for the one that is being filled
     LRUCacheWorkerLoRAManager.add_adapter      no copy of all registered adapters at each step and active adapter
 On CPU:
     CpuPlatform.get_punica_wrapper             our wrapper: right base rows (vllm#48421), no gathered weights
@@ -17,6 +18,7 @@ from typing import Any
 import vllm
 from packaging.version import Version
 
+from . import slot_table
 from .slots import LayerSlots
 from .staging import StagedAdapters
 
@@ -65,6 +67,14 @@ def _load_only_what_was_staged() -> None:
     Manager.read_from_disk = Manager._load_adapter
     Manager._load_adapter = lambda manager, request: staged_adapters(manager).get(request.lora_int_id)
     Manager.add_adapter = _add_adapter
+    upstream_apply = Manager._apply_adapters
+
+    def _apply_adapters(manager: Any, requests: Any) -> None:
+        if len(requests) >= manager._adapter_manager.lora_slots:
+            staged_adapters(manager).settle_all()
+        upstream_apply(manager, requests)
+
+    Manager._apply_adapters = _apply_adapters
     _installed.extend(["staged_only", "constant_time_membership"])
 
 
@@ -90,9 +100,8 @@ def _own_the_slots() -> None:
 
     def activate_adapter(manager: Any, lora_id: int) -> bool:
         model = manager._registered_adapters.cache.get(lora_id)
-        if getattr(model, "packed", None) is None:
-            return bool(upstream_activate(manager, lora_id))
-        return _activate_packed(manager, lora_id, model)
+        packed = getattr(model, "packed", None)
+        return slot_table.activate(manager, lora_id, packed) if packed else bool(upstream_activate(manager, lora_id))
 
     Manager.__init__, Manager.activate_adapter = __init__, activate_adapter
 
@@ -129,20 +138,3 @@ def _reshape(module: Any) -> LayerSlots:
     layer = LayerSlots.empty(slots, max_rank, inner, module.output_slices, module.lora_a_stacked[0].dtype)
     module.lora_a_stacked, module.lora_b_stacked = layer.a_views(), layer.b_views()
     return layer
-
-
-def _activate_packed(manager: Any, lora_id: int, model: Any) -> bool:
-    """As upstream's two `activate_adapter`, with one copy instead of hundreds."""
-    if lora_id in manager._active_adapters:
-        manager._active_adapters.touch(lora_id)
-        return False
-    if None not in manager.lora_index_to_id:
-        manager._active_adapters.remove_oldest()
-    slot = manager.lora_index_to_id.index(None)
-    model.packed.copy_into(slot)
-    manager.lora_index_to_id[slot] = lora_id
-    manager._active_adapters[lora_id] = None
-    for wrapper in manager.punica_wrapper_mapping.values():
-        if hasattr(wrapper, "ranks"):
-            wrapper.ranks[slot] = model.packed.rank
-    return True

@@ -57,8 +57,9 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
             # The embedding layer and the classification head read the index tensors of the base class.
             self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         slot_of = {lora_id: slot for slot, lora_id in enumerate(lora_index_to_id) if lora_id is not None}
-        self._token_groups = lora_math.group_rows([slot_of.get(lora_id, -1) for lora_id in mapping.index_mapping])
-        self._logit_groups = lora_math.group_rows([slot_of.get(lora_id, -1) for lora_id in mapping.prompt_mapping])
+        slot_of[0] = -1  # the base model; any other id without a slot must fail, never run as the base
+        self._token_groups = lora_math.group_rows([slot_of[lora_id] for lora_id in mapping.index_mapping])
+        self._logit_groups = lora_math.group_rows([slot_of[lora_id] for lora_id in mapping.prompt_mapping])
         self.no_lora = not self._token_groups
         self.is_prefill = mapping.is_prefill
         self._split_groups()

@@ -1,125 +1,101 @@
-"""Adapters in the worker's host memory: read, checked, cast and packed on a thread beside the engine's steps.
+"""Adapters in the worker's host memory: read, checked and packed on a thread beside the engine's steps, and, where the
+slots are ours, copied into a reserved slot there too. A step then sees a loaded adapter through a few dictionary writes.
 
-What is staged needs nothing but a copy into a slot. Nothing is ever evicted here on its own: the engine pool decides.
+Nothing is ever evicted from host memory here: the engine pool decides that.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from vllm.lora.request import LoRARequest
 
-from .slots import pack
+from . import slot_table
+from .reading import Staged, read
 
 
-class StageError(Exception):
-    """`kind`: `rejected` (wrong contents) or `unavailable` (missing or unreadable files)."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """`slot`: reserved for the copy, or None when only host memory is asked for or no slot could be spared."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    work: Future[Staged]
+    slot: int | None
+    load: bool
 
 
 class StagedAdapters:
-    """`manager` is vLLM's worker LoRA manager. One thread: loads are serial, in the order in which they were asked for."""
+    """`manager` is vLLM's worker LoRA manager. Every method belongs to the worker's main thread.
+
+    One thread does the work, so loads are serial, in the order in which they were asked for.
+    """
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
-        self._models: dict[int, Any] = {}
-        self._pending: dict[int, Future[Any]] = {}
+        self._staged: dict[int, Staged] = {}
+        self._jobs: dict[int, _Job] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tunedock-stage")
 
-    def begin(self, lora_id: int, name: str, path: str) -> None:
-        if lora_id not in self._models and lora_id not in self._pending:
-            self._pending[lora_id] = self._thread.submit(self._prepare, lora_id, name, path)
+    def begin(self, request: LoRARequest, load: bool) -> None:
+        """Into host memory, and with `load` into a slot. Does nothing while the same adapter is being worked on."""
+        lora_id = request.lora_int_id
+        if lora_id in self._jobs or (lora_id in self._staged and not load):
+            return
+        slot = slot_table.reserve(self._manager._adapter_manager, lora_id) if load and self._has_own_slots() else None
+        work = self._thread.submit(_work, self._manager, request, self._staged.get(lora_id), slot)
+        self._jobs[lora_id] = _Job(work, slot, load)
 
     def finished(self, lora_id: int) -> bool:
-        """Collects the thread's result. Raises StageError when staging failed, KeyError when it was never begun."""
-        if lora_id in self._models:
+        """Takes the thread's result over. Raises StageError when it failed, KeyError when it was never begun."""
+        if lora_id not in self._jobs and lora_id in self._staged:
             return True
-        if not self._pending[lora_id].done():
+        if not self._jobs[lora_id].work.done():
             return False
-        self._models[lora_id] = self._pending.pop(lora_id).result()
+        self._settle(lora_id)
+        job = self._jobs.pop(lora_id)
+        self._staged[lora_id] = job.work.result()
+        if job.load:
+            self._manager.add_adapter(LoRARequest(lora_name=str(lora_id), lora_int_id=lora_id, lora_path="staged"))
         return True
 
     def get(self, lora_id: int) -> Any:
-        """The vLLM `LoRAModel`. Raises LookupError when it is not staged, which admission makes impossible in a step."""
-        if lora_id not in self._models:
+        """What vLLM registers. Raises LookupError when it is not staged, which admission makes impossible in a step."""
+        if lora_id not in self._staged:
             raise LookupError(f"adapter {lora_id} is not staged")
-        return self._models[lora_id]
+        staged = self._staged[lora_id]
+        return staged if staged.model is None else staged.model
 
     def drop(self, lora_id: int) -> None:
-        self._models.pop(lora_id, None)
-        self._pending.pop(lora_id, None)
+        """Waits for the thread if it is at work on that very adapter: its slot must not be given away under it."""
+        self._settle(lora_id, keep=False)
+        self._jobs.pop(lora_id, None)
+        self._staged.pop(lora_id, None)
+
+    def settle_all(self) -> None:
+        """Waits (milliseconds) until no slot is reserved: for the rare batch that needs every slot."""
+        for lora_id in list(self._jobs):
+            self._settle(lora_id)
+
+    def _settle(self, lora_id: int, keep: bool = True) -> None:
+        job = self._jobs.get(lora_id)
+        if job is not None and job.slot is not None:
+            packed = job.work.result().packed if job.work.exception() is None and keep else None
+            slot_table.settle(self._manager._adapter_manager, job.slot, lora_id, packed)
+            self._jobs[lora_id] = replace(job, slot=None)
 
     def ids(self) -> list[int]:
-        return list(self._models)
+        return list(self._staged)
 
-    def _prepare(self, lora_id: int, name: str, path: str) -> Any:
-        request = LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path)
-        try:
-            return self._ready(self._manager.read_from_disk(request))
-        except StageError:
-            raise
-        except (OSError, LookupError) as error:
-            raise StageError("unavailable", f"its files cannot be read ({type(error).__name__})") from error
-        except Exception as error:  # thread edge: whatever vLLM says about the contents belongs to this adapter alone
-            raise StageError(*_reason(error)) from error
-
-    def _ready(self, model: Any) -> Any:
-        """Checked, and in the form in which it goes into a slot: packed where the slots are ours, else vLLM's."""
+    def _has_own_slots(self) -> bool:
         adapters = self._manager._adapter_manager
-        places = module_places(adapters.modules, adapters.packed_modules)
-        check(model, places, adapters.lora_config.max_lora_rank)
         layers = getattr(adapters, "tunedock_layers", {})
-        owners = {part: name for name, parts in adapters.packed_modules.items() for part in parts}
-        if layers and len(layers) == len(adapters.modules):
-            slices = {name: (layers[owners.get(name, name)], index) for name, (_, index) in places.items()}
-            model.packed = pack(model.loras, slices)
-            model.loras = {}
-        else:
-            adapters._create_merged_loras_inplace(model)
-        return model
+        return bool(layers) and len(layers) == len(adapters.modules)
 
 
-def _reason(error: Exception) -> tuple[str, str]:
-    if type(error).__name__ == "LoRAAdapterNotFoundError":
-        return "unavailable", "its files are missing"
-    return "rejected", str(error)[:500]
-
-
-def module_places(modules: dict[str, Any], packed: dict[str, list[str]]) -> dict[str, tuple[Any, int]]:
-    """Module as adapters name it (q_proj, not qkv_proj) -> its wrapped layer and which slice of that."""
-    places = {name: (layer, 0) for name, layer in modules.items() if name not in packed}
-    for name, parts in packed.items():
-        places.update({part: (modules[name], index) for index, part in enumerate(parts) if name in modules})
-    return places
-
-
-def check(model: Any, places: dict[str, tuple[Any, int]], max_rank: int) -> None:
-    """Compares every tensor with the wrapped layer that it is for, before packing. Raises StageError.
-
-    vLLM drops weights of other modules without a word, and takes a matrix that is too small into a corner of the slot.
-    """
-    if not model.loras:
-        raise StageError("rejected", "it holds no weights for this base model")
-    for name, weights in model.loras.items():
-        if name not in places:
-            raise StageError("rejected", f"this engine serves no adapter weights for {name}")
-        _check_shapes(name, weights, *places[name], max_rank)
-
-
-def _check_shapes(name: str, weights: Any, layer: Any, index: int, max_rank: int) -> None:
-    a, b = weights.lora_a, weights.lora_b
-    if a is None or b is None:
-        raise StageError("rejected", f"{name} lacks lora_A or lora_B")
-    if a.shape[0] > max_rank or a.shape[0] != b.shape[1]:
-        raise StageError("rejected", f"{name}: rank {a.shape[0]}/{b.shape[1]}, at most {max_rank} can be served")
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise StageError("rejected", f"{name} holds NaN or infinite values")
-    if getattr(layer, "tp_size", 1) == 1 and len(layer.lora_a_stacked) > index:
-        expected = (layer.lora_a_stacked[index].shape[-1], layer.lora_b_stacked[index].shape[-2])
-        if (a.shape[1], b.shape[0]) != expected:
-            raise StageError("rejected", f"{name} is {a.shape[1]} -> {b.shape[0]}, the base model's is {expected}")
+def _work(manager: Any, request: LoRARequest, staged: Staged | None, slot: int | None) -> Staged:
+    """On the thread. Torch gives the interpreter back while it copies, so steps run on."""
+    staged = staged or read(manager, request)
+    if slot is not None and staged.packed is not None:
+        staged.packed.copy_into(slot)
+    return staged

@@ -1,7 +1,6 @@
 """Methods that we add to vLLM's worker (`worker_extension_cls`): called by name over RPC, between two engine steps.
 
-Arguments and results are plain values. Each returns in microseconds but `tunedock_load` (a copy into a slot) and the
-self-check.
+Arguments and results are plain values. Each returns in microseconds; only the self-check at start takes longer.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 
 from . import patches, selfcheck
-from .staging import StageError
+from .reading import StageError
 
 
 class WorkerExtension:
@@ -30,27 +29,23 @@ class WorkerExtension:
             **selfcheck.run(manager),
         }
 
-    def tunedock_stage(self, lora_id: int, name: str, path: str) -> None:
-        patches.staged_adapters(self.model_runner.lora_manager).begin(lora_id, name, path)
+    def tunedock_stage(self, lora_id: int, name: str, path: str, load: bool) -> None:
+        """Begins to bring an adapter into host memory and, with `load`, into a slot."""
+        request = LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path)
+        patches.staged_adapters(self.model_runner.lora_manager).begin(request, load)
 
     def tunedock_staged(self, lora_id: int) -> dict[str, str | bool]:
-        """`{"done": bool}`, or `{"done": True, "kind", "error"}` once after staging failed."""
+        """`{"done": bool}`, or `{"done": True, "kind", "error"}` once after it failed."""
         staged = patches.staged_adapters(self.model_runner.lora_manager)
         try:
             return {"done": staged.finished(lora_id)}
         except StageError as error:
-            staged.drop(lora_id)
             return {"done": True, "kind": error.kind, "error": str(error)}
-
-    def tunedock_load(self, lora_id: int, name: str, path: str) -> None:
-        """Puts a staged adapter into a slot. Raises LookupError when it is not staged."""
-        manager = self.model_runner.lora_manager
-        manager.add_adapter(LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path))
 
     def tunedock_unload(self, lora_id: int) -> None:
         manager = self.model_runner.lora_manager
-        manager.remove_adapter(lora_id)
         patches.staged_adapters(manager).drop(lora_id)
+        manager.remove_adapter(lora_id)
 
     def tunedock_pin(self, lora_id: int) -> None:
         self.model_runner.lora_manager.pin_adapter(lora_id)
@@ -61,7 +56,7 @@ class WorkerExtension:
         adapters = manager._adapter_manager
         return {
             "host": patches.staged_adapters(manager).ids(),
-            "slot": [lora_id for lora_id in adapters.lora_index_to_id if lora_id is not None],
+            "slot": [lora_id for lora_id in adapters.lora_index_to_id if lora_id is not None and lora_id > 0],
             "pinned": sorted(adapters._active_adapters.pinned_items),
         }
 
