@@ -49,10 +49,22 @@ def home_root() -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty, migrated SQLite database to copy: migrating for every test would take longer than the tests."""
+    path = tmp_path_factory.mktemp("migrated") / "tunedock.db"
+    db = open_database(path)
+    migrate(db)
+    db.close()
+    return path
+
+
 @pytest.fixture(params=BACKENDS)
-def database_url(request: pytest.FixtureRequest) -> str | None:
+def database_url(request: pytest.FixtureRequest, home_root: Path, migrated_file: Path) -> str | None:
     """None means SQLite under the home; otherwise an empty, migrated PostgreSQL database."""
     if request.param == "sqlite":
+        home_root.mkdir()
+        shutil.copy(migrated_file, home_root)
         return None
     url: str = request.getfixturevalue("shared_database")
     empty_database(url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,14 +11,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from support.killing_jobs import STEPS, wake_up_late, work_for_ever, work_off
+from support.processes import CONTEXT
 from support.registry import FakeTime, open_registry, queued_job
 from tunedock_registry.job_queue import MAX_ATTEMPTS
 from tunedock_registry.records import JobRecord
 from tunedock_registry.registry import Registry
 
-KILLS = {"sqlite": 25, "postgres": 10}
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tunedock_registry.registry", "alembic.command", "psycopg"])
+KILLS = {"sqlite": 20, "postgres": 8}
 
 
 def _kill_often(root: Path, database_url: str | None, kills: int) -> None:

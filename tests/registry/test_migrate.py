@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +8,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from support.postgres import Postgres
+from support.processes import CONTEXT
+from support.registry import open_registry
 from tunedock_api.errors import BadInput
 from tunedock_registry import migrations
 from tunedock_registry.db import Database, open_database
@@ -97,13 +97,9 @@ def test_a_failing_migration_leaves_the_old_schema(db: Database) -> None:
 
 
 def test_processes_that_open_a_fresh_registry_together_all_succeed(url: str, tmp_path: Path) -> None:
-    code = f"""
-from pathlib import Path
-from tunedock_registry.layout import Home
-from tunedock_registry.registry import Registry
-Registry.open(Home(Path({str(tmp_path / "home")!r})), database_url={url!r})
-"""
-    children = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
+    children = [CONTEXT.Process(target=open_registry, args=(tmp_path / "home", None, None, url)) for _ in range(4)]
     for child in children:
-        _, errors = child.communicate(timeout=60)
-        assert child.returncode == 0, errors.decode()
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0, 0]

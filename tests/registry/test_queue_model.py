@@ -12,7 +12,7 @@ from support.registry import FakeTime, open_registry
 from tunedock_registry.registry import Registry
 
 QUICK = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 LONG = settings(QUICK, max_examples=200, stateful_step_count=60)
 
