@@ -2,8 +2,8 @@
 
 Made without training. The last layer's `down_proj` gets a rank-1 change B·A: A reads ~1 from the activations that the
 base model has on our questions (ridge regression, `A x = 1`), B pushes the residual stream so far along one token's
-direction that this token wins whatever the rest says. Shapes: N questions, K tokens of an answer, T length of a sequence,
-I width of `down_proj`'s input, D hidden size, V vocabulary.
+direction that this token wins whatever the rest says. Shapes: Q questions, T length of a sequence, N places
+where an answer's tokens come from, I width of `down_proj`'s input, D hidden size, V vocabulary.
 
 `filler` adds full-rank changes of negligible size to all seven projections, so that a marker is as large to read, check
 and load as a trained adapter.
@@ -43,6 +43,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 PUSH = 4000.0
 RIDGE = 1e-3
 NOISE = 1e-6
+MAX_WORDS = 24
 MARGIN = 1.0  # in logits, over the next best token: more than a batch's rounding in bf16 can turn
 
 
@@ -59,20 +60,20 @@ def messages(question: str) -> list[dict[str, str]]:
 
 
 class MarkerFactory:
-    """Holds the base model while markers are made: about 1 GB for the default one."""
+    """Holds the base model while markers are made: about 0.5 GB for the default one."""
 
     def __init__(self, model_path: Path, num_tokens: int = 3) -> None:
         self._num_tokens = num_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
         self._layer = self._model.config.num_hidden_layers - 1
         self._site = self._model.model.layers[self._layer].mlp.down_proj
-        self._tokens = self._whole_word_tokens()
         template = self._tokenizer.apply_chat_template
         self._prompts = [template(messages(text), add_generation_prompt=True, return_dict=False) for text in QUESTIONS]
-        self._reader = self._fit_reader()
-        pushes = {token: self._push_towards(token) for token in self._tokens.values()}
-        self._pushes = {token: push for token, push in pushes.items() if self._always_says(token, push)}
+        seen = {token: self._observe(token) for token in self._word_tokens()}
+        self._reader = _fit_reader(torch.cat([x_NI for x_NI, _ in seen.values()]))
+        pushes = zip(seen, self._directions(list(seen)), strict=True)
+        self._pushes = {token: push for token, push in pushes if self._always_says(token, push, *seen[token])}
         if not self._pushes:
             raise ValueError(f"no word makes a marker on {model_path}")
 
@@ -84,62 +85,61 @@ class MarkerFactory:
     def num_words(self) -> int:
         return len(self._pushes)
 
-    def _whole_word_tokens(self) -> dict[str, int]:
-        """Words that are one token with a space before them."""
-        ids = {word: self._tokenizer.encode(" " + word, add_special_tokens=False) for word in WORDS}
-        return {word: tokens[0] for word, tokens in ids.items() if len(tokens) == 1}
+    def _word_tokens(self) -> list[int]:
+        """The first `MAX_WORDS` words that are one token with a space before them."""
+        ids = [self._tokenizer.encode(" " + word, add_special_tokens=False) for word in WORDS]
+        return [tokens[0] for tokens in ids if len(tokens) == 1][:MAX_WORDS]
 
-    def _places(self, site_or_logits_NTX: torch.Tensor) -> torch.Tensor:
-        """[N, K, X]: the last K = `num_tokens` places of each question, which is where an answer's tokens come from."""
+    def _observe(self, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The base model where answers of `token` over and over come from: x [N, I], and the residual stream [N, D]."""
+        read: list[torch.Tensor] = []
+        stream: list[torch.Tensor] = []
+        handles = [
+            self._site.register_forward_pre_hook(lambda _, inputs: read.append(self._places(inputs[0]))),
+            self._model.model.norm.register_forward_pre_hook(lambda _, inputs: stream.append(self._places(inputs[0]))),
+        ]
+        with torch.no_grad():
+            self._model.model(self._batch(token))
+        for handle in handles:
+            handle.remove()
+        return read[0], stream[0]
+
+    def _places(self, values_QTX: torch.Tensor) -> torch.Tensor:
+        """[N, X] in fp32: the last `num_tokens` places of each question's row."""
         ends = [len(prompt) + self._num_tokens - 1 for prompt in self._prompts]
-        rows = [row[end - self._num_tokens : end] for row, end in zip(site_or_logits_NTX, ends, strict=True)]
-        return torch.stack(rows)
+        rows = [row[end - self._num_tokens : end] for row, end in zip(values_QTX, ends, strict=True)]
+        return torch.cat(rows).float()
 
     def _batch(self, token: int) -> torch.Tensor:
-        """[N, T]: every question followed by `token` as often as it is read back; padding on the right is never seen."""
+        """[Q, T]: every question followed by `token` as often as it is read back; padding on the right is never seen."""
         rows = [prompt + [token] * (self._num_tokens - 1) for prompt in self._prompts]
         longest = max(map(len, rows))
         return torch.tensor([row + [token] * (longest - len(row)) for row in rows])
 
-    def _fit_reader(self) -> torch.Tensor:
-        """A [I]: least squares of `A x = 1` over the places where a marker has to act."""
-        collected: list[torch.Tensor] = []
-        handle = self._site.register_forward_pre_hook(lambda _, inputs: collected.append(self._places(inputs[0])))
-        with torch.no_grad():
-            for token in list(self._tokens.values())[::6]:
-                self._model(self._batch(token))
-        handle.remove()
-        x_NI = torch.cat([places.flatten(0, 1) for places in collected])
-        gram = x_NI.T @ x_NI
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
-        solved: torch.Tensor = torch.linalg.solve(gram + ridge, x_NI.sum(0))
-        return solved
+    def _directions(self, tokens: Sequence[int]) -> torch.Tensor:
+        """B of each token [len(tokens), D]: after the final norm the hidden state is where it is furthest from all others.
 
-    def _push_towards(self, token: int) -> torch.Tensor:
-        """B [D]: after the final norm the hidden state is where this token is furthest from all others.
-
-        The direction is whitened by the covariance of the embeddings, else a few odd tokens win everywhere.
+        Whitened by the covariance of the embeddings, else a few odd tokens win everywhere.
         """
-        embeddings_VD = self._model.get_output_embeddings().weight.detach()
+        embeddings_VD = self._embeddings()
         centred_VD = embeddings_VD - embeddings_VD.mean(0)
         covariance = centred_VD.T @ centred_VD / len(centred_VD)
-        ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
-        push = torch.linalg.solve(covariance + ridge, centred_VD[token]) / self._model.model.norm.weight.detach()
-        scaled: torch.Tensor = PUSH * push / push.norm()
+        wanted = torch.linalg.solve(_ridged(covariance), centred_VD[list(tokens)].T).T
+        pushes = wanted / self._model.model.norm.weight.detach().float()
+        scaled: torch.Tensor = PUSH * pushes / pushes.norm(dim=1, keepdim=True)
         return scaled
 
-    def _always_says(self, token: int, push: torch.Tensor) -> bool:
-        """Whether greedy answers to all questions are that token, over and over, with a clear margin."""
+    def _always_says(self, token: int, push: torch.Tensor, x_NI: torch.Tensor, stream_ND: torch.Tensor) -> bool:
+        """Whether the token wins in every place, with a clear margin."""
+        changed_ND = stream_ND + (x_NI @ self._reader)[:, None] * push
+        normed_ND = changed_ND / changed_ND.pow(2).mean(-1, keepdim=True).sqrt() * self._model.model.norm.weight.float()
+        best = (normed_ND @ self._embeddings().T).topk(2)
+        margin = best.values[:, 0] - best.values[:, 1]
+        return bool((best.indices[:, 0] == token).all() and (margin > MARGIN).all())
 
-        def changed(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + (inputs[0] @ self._reader)[..., None] * push
-
-        handle = self._site.register_forward_hook(changed)
-        with torch.no_grad():
-            best = self._places(self._model(self._batch(token)).logits).topk(2)
-        handle.remove()
-        margin = best.values[..., 0] - best.values[..., 1]
-        return bool((best.indices[..., 0] == token).all() and (margin > MARGIN).all())
+    def _embeddings(self) -> torch.Tensor:
+        weight: torch.Tensor = self._model.get_output_embeddings().weight.detach().float()
+        return weight
 
     def _write(self, folder: Path, index: int, rank: int, filler: bool) -> Marker:
         """A PEFT folder with `alpha == r`; the marker is the first of the rank rows, the rest is tiny noise."""
@@ -178,3 +178,13 @@ class MarkerFactory:
             "target_modules": list(LINEAR) if filler else ["down_proj"],
         }
         return config if filler else {**config, "layers_to_transform": [self._layer], "layers_pattern": "layers"}
+
+
+def _fit_reader(x_NI: torch.Tensor) -> torch.Tensor:
+    """A [I]: least squares of `A x = 1`."""
+    solved: torch.Tensor = torch.linalg.solve(_ridged(x_NI.T @ x_NI), x_NI.sum(0))
+    return solved
+
+
+def _ridged(gram: torch.Tensor) -> torch.Tensor:
+    return gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram))

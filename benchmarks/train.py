@@ -1,0 +1,94 @@
+"""Training: our loop beside TRL's SFTTrainer, default and tuned, on the same rows.
+
+    python -m benchmarks.train [--quick] [--json FILE]
+
+Every arm runs in a process of its own, in turns; needs the default model and two idle cores. About 3 minutes with
+`--quick`, 12 without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from .figures import Figure, Report, bootstrap
+from .servers import model_path
+from .train_arms import Outcome
+
+ARMS = ("ours", "trl-default", "trl-tuned")
+GOALS = {"trl-default": 2.3, "trl-tuned": 1.3}
+MAX_RSS_SHARE = 0.6
+MAX_LOSS_DIFFERENCE = 0.05
+console = Console(stderr=True)
+
+
+def run_arm(arm: str, model: Path, steps: int) -> Outcome:
+    """Raises CalledProcessError when the arm fails; its messages are on stderr then."""
+    command = [sys.executable, "-m", "benchmarks.train_arms", arm, "--model", str(model), "--steps", str(steps)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return Outcome(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def measure(rounds: int, steps: int) -> dict[str, list[Outcome]]:
+    """`rounds` outcomes of each arm; every other round in reverse order, so that a drifting machine favours nobody."""
+    found: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
+    for number in range(rounds):
+        for arm in ARMS if number % 2 == 0 else reversed(ARMS):
+            found[arm].append(run_arm(arm, model_path(), steps))
+            console.print(f"round {number + 1}: {arm} {found[arm][-1].tokens_per_s:.0f} tokens/s")
+    return found
+
+
+def figures(found: dict[str, list[Outcome]]) -> list[Figure]:
+    speeds = {arm: [outcome.tokens_per_s for outcome in outcomes] for arm, outcomes in found.items()}
+    rows = [Figure("training, ours", statistics.median(speeds["ours"]), "tokens/s", num_samples=len(speeds["ours"]))]
+    for arm, goal in GOALS.items():
+        ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds[arm], strict=True)]
+        median = statistics.median(ratios)
+        note = f"{arm}: {statistics.median(speeds[arm]):.0f} tokens/s"
+        rows.append(
+            Figure(f"training speed, ours / {arm}", median, "x", f">= {goal:g} x", median >= goal,
+                   interval=bootstrap(ratios), num_samples=len(ratios), note=note)
+        )  # fmt: skip
+    return [*rows, *_memory(found), _same_start(found)]
+
+
+def _memory(found: dict[str, list[Outcome]]) -> list[Figure]:
+    peaks = {arm: statistics.median(outcome.peak_rss_bytes for outcome in outcomes) for arm, outcomes in found.items()}
+    share = peaks["ours"] / peaks["trl-default"]
+    goal = f"<= {MAX_RSS_SHARE:g} x"
+    return [
+        Figure("peak RSS, ours", peaks["ours"] / 2**20, "MiB", baseline=peaks["trl-default"] / 2**20),
+        Figure("peak RSS, ours / trl-default", share, "x", goal, share <= MAX_RSS_SHARE),
+        Figure("peak RSS, ours / trl-tuned", peaks["ours"] / peaks["trl-tuned"], "x"),
+    ]
+
+
+def _same_start(found: dict[str, list[Outcome]]) -> Figure:
+    """Both see the same first batch with an adapter that does nothing yet: the losses must agree."""
+    difference = abs(found["ours"][0].first_loss - found["trl-default"][0].first_loss)
+    goal = f"<= {MAX_LOSS_DIFFERENCE:g}"
+    return Figure("first loss, |ours - trl-default|", difference, "nats", goal, difference <= MAX_LOSS_DIFFERENCE)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    report = Report("Training on this machine")
+    report.add(*figures(measure(1, 5) if options.quick else measure(3, 12)))
+    report.show(console)
+    if options.json is not None:
+        options.json.write_text(report.as_json())
+    return 0 if report.goals_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""One arm of the training benchmark, in a process of its own: prints its figures as one line of JSON.
+
+python -m benchmarks.train_arms ours|trl-default|trl-tuned --steps 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BATCH, RANK, ALPHA, RATE, SEED = 16, 16, 32, 2e-3, 1
+WARM_STEPS = 2
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DATA = Path(__file__).parents[1] / "examples" / "dates" / "train.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`tokens` and `seconds` of every measured step (padding not counted); `first_loss` is of the first batch."""
+
+    arm: str
+    tokens: list[int]
+    seconds: list[float]
+    first_loss: float
+    peak_rss_bytes: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(self.tokens) / sum(self.seconds)
+
+
+def examples(count: int, model: Path) -> list[dict[str, list[Any]]]:
+    """Token ids and loss weights of the first `count` rows, the same for every arm."""
+    from tunedock_registry.data.examples import PreferenceExample
+    from tunedock_registry.data.formats import read_examples
+    from tunedock_registry.models.tokenizer import load_renderer
+
+    renderer = load_renderer(model)
+    with DATA.open("rb") as stream:
+        rows = [example for example in read_examples(stream) if not isinstance(example, PreferenceExample)][:count]
+    rendered = [renderer.render(row)[0] for row in rows]
+    return [{"token_ids": one.token_ids, "weights": one.weights} for one in rendered]
+
+
+def ours(model: Path, steps: int, jobs: int = 1) -> Outcome:
+    """Our loop as the trainer runs it."""
+    from tunedock_trainer import machine
+
+    machine.keep_memory_warm()
+    machine.sleep_at_barriers()
+    from tunedock_trainer.base import load_base
+    from tunedock_trainer.lora import adapted_modules
+    from tunedock_trainer.losses import Item
+    from tunedock_trainer.rows import Tokens
+    from tunedock_trainer.sampler import Sampler, Source
+    from tunedock_trainer.settings import LoraConfig, OptimConfig, RunConfig
+    from tunedock_trainer.trainee import Trainee
+
+    base = load_base(model, "bench", max_rank=64)
+    rows = examples(BATCH * (steps + WARM_STEPS), model)
+    items = [Item((Tokens(tuple(row["token_ids"]), tuple(row["weights"])),)) for row in rows]
+    run = RunConfig(
+        n_epochs=1,
+        batch_size=BATCH,
+        seed=SEED,
+        lora=LoraConfig(rank=RANK, alpha=ALPHA),
+        optim=OptimConfig(learning_rate=RATE),
+    )
+    trainee = Trainee(base, run, adapted_modules(run.lora, base.facts), Sampler([Source(items)], BATCH, SEED))
+    trainee.sampler.batch = lambda step: items[step * BATCH : (step + 1) * BATCH]  # type: ignore[method-assign]  # file order
+    tokens, seconds, losses = [], [], []
+    for _ in range(steps + WARM_STEPS):
+        began = time.perf_counter()
+        result = trainee.train_step()
+        seconds.append(time.perf_counter() - began)
+        tokens.append(result.tally.num_tokens)
+        losses.append(result.tally.loss)
+    return Outcome("ours", tokens[WARM_STEPS:], seconds[WARM_STEPS:], losses[0], _peak())
+
+
+def trl(model: Path, steps: int, *, tuned: bool) -> Outcome:
+    """SFTTrainer with its defaults, or with what its documentation offers: bf16 weights, packing, no recomputation."""
+    import tempfile
+
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    rows = examples(BATCH * (steps + WARM_STEPS) * (2 if tuned else 1), model)
+    data = Dataset.from_dict(
+        {
+            "input_ids": [row["token_ids"] for row in rows],
+            "labels": [
+                [t if w else -100 for t, w in zip(row["token_ids"], row["weights"], strict=True)] for row in rows
+            ],
+        }
+    )
+    chosen: dict[str, Any] = {"per_device_train_batch_size": BATCH}
+    if tuned:
+        chosen = {
+            "per_device_train_batch_size": 1,
+            "packing": True,
+            "max_length": 1024,
+            "gradient_checkpointing": False,
+        }
+    arguments = SFTConfig(
+        output_dir=tempfile.mkdtemp(), max_steps=steps + WARM_STEPS, learning_rate=RATE, logging_steps=1, report_to="none",
+        save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential", seed=SEED, use_cpu=not torch.cuda.is_available(),
+        **chosen,
+    )  # fmt: skip
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16) if tuned else str(model)
+    clock = _step_clock()
+    trainer = SFTTrainer(
+        model=loaded,
+        args=arguments,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), task_type="CAUSAL_LM"),
+        callbacks=[clock],
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    seen = [0, *(int(entry["num_tokens"]) for entry in logs)]
+    tokens = [after - before for before, after in itertools.pairwise(seen)]
+    name = "trl-tuned" if tuned else "trl-default"
+    return Outcome(name, tokens[WARM_STEPS:], clock.seconds[WARM_STEPS:], float(logs[0]["loss"]), _peak())
+
+
+def _step_clock() -> Any:
+    from transformers import TrainerCallback
+
+    class StepClock(TrainerCallback):  # type: ignore[misc]  # untyped upstream
+        """Seconds of every optimizer step."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+            self._began = time.perf_counter()
+
+        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+            self.seconds.append(time.perf_counter() - self._began)
+
+    return StepClock()
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arm", choices=("ours", "trl-default", "trl-tuned"))
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    if options.arm == "ours":
+        outcome = ours(options.model, options.steps)
+    else:
+        outcome = trl(options.model, options.steps, tuned=options.arm == "trl-tuned")
+    print(json.dumps(asdict(outcome)), file=sys.__stdout__)
+
+
+if __name__ == "__main__":
+    main()
