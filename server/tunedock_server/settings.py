@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .pool import EngineSettings
 
+# The environment holds text; a Literal of numbers would refuse "16".
+SlotRank = Annotated[
+    Literal[8, 16, 32, 64, 128, 256, 320, 512],
+    BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value),
+]
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -51,7 +56,7 @@ class Settings(BaseSettings):
     # Engine. `EngineSettings` says what each one means.
     max_loras: int = 8
     max_cpu_loras: int = 32
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 32
+    max_lora_rank: SlotRank = 32
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64

@@ -23,21 +23,28 @@ async def server(tmp_path: Path) -> AsyncIterator[Running]:
         yield started
 
 
-async def bring(server: Running, name: str = "support", seed: int = 1, **parts: Any) -> Any:
-    """POSTs an adapter as its author would; returns the raw answer."""
+async def bring(
+    server: Running,
+    name: str = "support",
+    seed: int = 1,
+    serving: dict[str, Any] | None = None,
+    parts: dict[str, tuple[str, bytes] | None] | None = None,
+) -> Any:
+    """POSTs an adapter as its author would; `parts` replaces files. Returns the raw answer."""
     files = {
         "adapter_config.json": ("adapter_config.json", adapter_config(base="any")),
         "adapter_model.safetensors": ("adapter_model.safetensors", adapter_weights(server.base, seed)),
     }
-    serving = parts.pop("serving", None)
-    chosen = {part: content for part, content in {**files, **parts}.items() if content is not None}
+    chosen = {part: content for part, content in {**files, **(parts or {})}.items() if content is not None}
     data = {"serving": json.dumps(serving)} if serving is not None else {}
     return await server.raw.post(f"/v1/adapters/{name}/versions", files=chosen, data=data)
 
 
-async def brought(server: Running, seed: int, name: str = "support", **parts: Any) -> dict[str, Any]:
+async def brought(
+    server: Running, seed: int, name: str = "support", serving: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Brought and decided by the gate."""
-    answer = await bring(server, name, seed, **parts)
+    answer = await bring(server, name, seed, serving)
     assert answer.status_code == 200, answer.text
     shown: dict[str, Any] = answer.json()
     await server.settled(int(shown["id"].removeprefix("ver_")))
@@ -63,14 +70,14 @@ async def test_a_brought_adapter_passes_the_gate_goes_live_and_comes_back_whole(
 
 
 async def test_what_cannot_be_served_is_422_with_the_reason_and_stores_nothing(server: Running) -> None:
-    answer = await bring(server, **{"adapter_config.json": ("c", adapter_config(rank=99, base="x"))})
+    answer = await bring(server, parts={"adapter_config.json": ("c", adapter_config(rank=99, base="x"))})
     assert answer.status_code == 422, answer.text
     assert answer.json()["error"]["code"] == "adapter_rejected"
-    answer = await bring(server, **{"adapter_model.safetensors": ("w", b"\x80\x04pickle")})
+    answer = await bring(server, parts={"adapter_model.safetensors": ("w", b"\x80\x04pickle")})
     assert answer.status_code == 422
-    answer = await bring(server, manifest=("m", b"{}"))
+    answer = await bring(server, parts={"manifest": ("m", b"{}")})
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "manifest")
-    answer = await bring(server, **{"adapter_model.safetensors": None})
+    answer = await bring(server, parts={"adapter_model.safetensors": None})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "adapter_model.safetensors")
     answer = await bring(server, name="tiny-base")
     assert answer.status_code == 400

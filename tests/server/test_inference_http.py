@@ -193,6 +193,6 @@ async def test_models_are_listed_with_their_parent_and_retrieved_by_any_referenc
     await server.ready()
     models = (await server.client.models.list()).data
     assert [model.id for model in models] == ["tiny-base", "support", "support@1"]
-    assert (await server.client.models.retrieve("support@1")).model_extra["parent"] == "tiny-base"
+    assert ((await server.client.models.retrieve("support@1")).model_extra or {})["parent"] == "tiny-base"
     with pytest.raises(openai.NotFoundError):
         await server.client.models.retrieve("org/some model:x")

@@ -179,7 +179,7 @@ async def test_too_few_examples_fail_the_job_in_openai_s_words(loop: Loop) -> No
 async def test_cancel_pause_and_resume_follow_the_state_rules(loop: Loop) -> None:
     jobs = loop.server.client.fine_tuning.jobs
     job = await loop.create()
-    assert (await jobs.pause(job.id)).status == "paused"
+    assert str((await jobs.pause(job.id)).status) == "paused"
     assert (await jobs.resume(job.id)).status == "queued"
     assert (await jobs.cancel(job.id)).status == "cancelled"
     for call in (jobs.cancel, jobs.pause, jobs.resume):

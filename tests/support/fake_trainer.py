@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunedock_api.manifest import WEIGHTS_FILE, Lineage, Probe, ProbeExample
@@ -27,12 +27,12 @@ class FakeTrainer:
     base: BaseFacts
     folder: Path
     steps: int = 3
+    result: JobResult = field(default_factory=lambda: JobResult(123, HYPERPARAMETERS))
 
     def claim(self) -> Claim:
         claim = self.registry.jobs.claim("fake-trainer")
         assert claim is not None, "no job waits"
         jobs = self.registry.jobs
-        jobs.emit(claim, "Fine-tuning job started")
         method = {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}}
         jobs.progress(claim, hyperparameters=HYPERPARAMETERS, method=method, estimated_finish=2_000_000_000)
         return claim
@@ -79,7 +79,7 @@ class FakeTrainer:
             prepared,
             origin=lineage.origin,
             claim=claim,
-            job_result=None if step else JobResult(trained_tokens=123, hyperparameters=HYPERPARAMETERS),
+            job_result=None if step else self.result,
             checkpoint_step=step,
         )
 
