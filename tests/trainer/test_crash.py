@@ -214,6 +214,6 @@ def test_a_registry_that_is_away_does_not_end_the_trainer(registry: Registry) ->
             stop.set()
         raise Unavailable("The database does not answer.", "storage_unavailable")
 
-    registry.jobs.claim = away  # type: ignore[method-assign]  # a registry whose database is gone
+    registry.jobs.claim = away  # type: ignore[method-assign,assignment]  # a registry whose database is gone
     work(registry, speaking_base, Limits(), stop)
     assert len(asked) == 2

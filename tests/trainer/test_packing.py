@@ -16,7 +16,7 @@ def hidden(base: Base, examples: list[Tokens], packing: bool) -> list[Tensor]:
     with torch.no_grad(), base.running(rows, [busy_adapter()]):
         flat = base.hidden(rows)
     if packing:
-        return list(flat.split(list(rows.lengths)))
+        return list(torch.split(flat, list(rows.lengths)))
     grid = flat.view(len(examples), -1, flat.shape[-1])
     return [row[: len(example)] for row, example in zip(grid, examples, strict=True)]
 
