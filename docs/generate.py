@@ -76,6 +76,7 @@ def python() -> str:
     from tunedock.client import AsyncTuneDock
     from tunedock.files import AsyncFiles
     from tunedock.jobs import AsyncJob, AsyncJobs
+    from tunedock.keys import AsyncKeys
 
     places = (
         ("client", AsyncTuneDock),
@@ -83,6 +84,7 @@ def python() -> str:
         ("client.jobs", AsyncJobs),
         ("job", AsyncJob),
         ("client.adapters", AsyncAdapters),
+        ("client.keys", AsyncKeys),
     )
     intro = (
         "# Python\n\n`TuneDock` is for programs without an event loop, `AsyncTuneDock` for those with one. Both have these "

@@ -14,6 +14,7 @@ from .data import TrainingData
 from .files import AsyncFiles
 from .inference import Messages, Prompt, chat_body, deltas_of, prompt_body, reply_of, streaming
 from .jobs import AsyncJob, AsyncJobs
+from .keys import AsyncKeys
 from .pages import collect
 from .rest import RestTransport
 from .settings import NO_KEY, Connection, connection
@@ -57,6 +58,8 @@ class AsyncTuneDock:
         self.files = AsyncFiles(self._transport)
         self.jobs = AsyncJobs(self._transport)
         self.adapters = AsyncAdapters(self._transport)
+        self._rest = RestTransport(self.connection)
+        self.keys = AsyncKeys(self._rest)
 
     async def chat(self, messages: Messages, *, model: str | None = None, **options: Any) -> Reply:
         """Answers `messages` (text, or OpenAI messages). `options` are those of OpenAI's chat completions."""
@@ -122,6 +125,7 @@ class AsyncTuneDock:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+        await self._rest.aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -83,3 +83,7 @@ ROLLBACK = Operation("adapters.rollback", "POST", "/adapters/{name}/rollback", r
 PIN = Operation("adapters.pin", "PUT", "/adapters/{name}/versions/{version}/pin")
 UNPIN = Operation("adapters.unpin", "DELETE", "/adapters/{name}/versions/{version}/pin")
 HISTORY = Operation("adapters.history", "GET", "/adapters/{name}/history")
+
+CREATE_KEY = Operation("keys.create", "POST", "/keys", repeatable=False)
+LIST_KEYS = Operation("keys.list", "GET", "/keys")
+REVOKE_KEY = Operation("keys.revoke", "DELETE", "/keys/{id}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +17,7 @@ from .diff import Difference
 from .files import AsyncFiles
 from .inference import Messages, Prompt
 from .jobs import POLL_S, AsyncJob, AsyncJobs
+from .keys import AsyncKeys
 from .operations import Json
 from .portal import Portal
 from .progress import ProgressOption
@@ -31,6 +32,7 @@ from .types import (
     HistoryEntry,
     JobEvent,
     JobInfo,
+    Key,
     Metric,
     Model,
     Reply,
@@ -210,6 +212,26 @@ class Adapters:
         return self._portal.run(self._adapters.list(limit=limit))
 
 
+class Keys:
+    """See `AsyncKeys`."""
+
+    def __init__(self, keys: AsyncKeys, portal: Portal) -> None:
+        self._keys = keys
+        self._portal = portal
+
+    def create(
+        self, name: str, scopes: Sequence[str], *, project: str | None = None, expires_after_s: int | None = None
+    ) -> Key:
+        made = self._keys.create(name, scopes, project=project, expires_after_s=expires_after_s)
+        return self._portal.run(made)
+
+    def revoke(self, key_id: str, *, project: str | None = None) -> None:
+        self._portal.run(self._keys.revoke(key_id, project=project))
+
+    def list(self, *, project: str | None = None, limit: int | None = None) -> list[Key]:
+        return self._portal.run(self._keys.list(project=project, limit=limit))
+
+
 class TuneDock:
     """A client of one TuneDock service; see `AsyncTuneDock`.
 
@@ -233,6 +255,7 @@ class TuneDock:
         self.files = Files(self._client.files, self._portal)
         self.jobs = Jobs(self._client.jobs, self._portal)
         self.adapters = Adapters(self._client.adapters, self._portal)
+        self.keys = Keys(self._client.keys, self._portal)
 
     @property
     def connection(self) -> Connection:

@@ -175,6 +175,19 @@ class HistoryEntry(Wire):
     created_at: int = 0
 
 
+class Key(Wire):
+    """An API key. `key` is the secret and there only in the answer that made it; `scopes` say what it may do."""
+
+    id: str
+    name: str = ""
+    project: str = ""
+    scopes: tuple[str, ...] = ()
+    created_at: int = 0
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    key: str | None = Field(default=None, repr=False)
+
+
 class Model(Wire):
     """What can be put in `model`; `parent` names the base of an adapter and is None for the base itself."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 from tunedock_api.errors import TuneDockError
 
-from . import adapters, chat, doctor, jobs, models, tune
+from . import adapters, chat, doctor, jobs, keys, models, tune
 from .context import Settings
 from .output import note
 from .plugins import MissingExtra, add_plugins, missing_extra
@@ -71,6 +71,7 @@ app.command("chat")(chat.chat)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 app.command("doctor")(doctor.doctor)
 add_plugins(app, models.app, adapters.app)
 
