@@ -145,10 +145,9 @@ class Lifecycle(Publishing):
         for the sake of other servers. Returns the versions that are `retired` now.
         """
         retired = [self._retire_one(version_id) for version_id in self._due(in_use, grace_s)]
-        for digest, age_s in list(self._folders.stored()):
-            if age_s >= grace_s and digest not in in_use:
-                with self._db.write() as session:
-                    self._remove_unless_stored(session, digest)
+        for digest in self._orphans(in_use, grace_s):
+            with self._db.write() as session:
+                self._remove_unless_stored(session, digest)
         self._folders.sweep(grace_s)
         return [record for record in retired if record is not None]
 
@@ -159,6 +158,13 @@ class Lifecycle(Publishing):
                 VersionRow.state == "retiring", VersionRow.state_at <= deadline
             )
             return [version_id for version_id, digest in session.execute(query) if digest not in in_use]
+
+    def _orphans(self, in_use: Set[str], grace_s: float) -> Sequence[str]:
+        """Folders of no version, to be looked at again under the lock."""
+        old = [digest for digest, age_s in self._folders.stored() if age_s >= grace_s and digest not in in_use]
+        with self._db.read() as session:
+            stored = set(session.scalars(select(VersionRow.digest).where(VersionRow.state.in_(STORED))))
+        return [digest for digest in old if digest not in stored]
 
     def _retire_one(self, version_id: int) -> VersionRecord | None:
         with self._db.write() as session:
