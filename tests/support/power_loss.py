@@ -109,6 +109,12 @@ class World(FaultyFS):
         super().sync_dir(path)
         self._changes = [change for change in self._changes if change.path.parent != path]
 
+    def link(self, source: Path, target: Path) -> None:
+        super().link(source, target)
+        if file := self._files.get(target.stat().st_ino):
+            file.path = target  # The name that stays.
+        self._changes.append(_Change("create", target))
+
     def rename(self, source: Path, target: Path) -> None:
         super().rename(source, target)
         moved: list[_Change | _File] = [*self._changes, *self._files.values()]
