@@ -27,7 +27,7 @@ def public(kind: type) -> dict[str, list[str]]:
     """Public method -> its parameters."""
     methods = inspect.getmembers(kind, inspect.isfunction)
     return {
-        RENAMED.get(name, name): [str(p) for p in inspect.signature(method).parameters.values()]
+        RENAMED.get(name, name): [str(p).replace("op.", "") for p in inspect.signature(method).parameters.values()]
         for name, method in methods
         if not name.startswith("_")
     }

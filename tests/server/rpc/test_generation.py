@@ -120,6 +120,20 @@ def test_the_callers_deadline_ends_the_generation(stub: InferenceStub, live: Fak
     assert idle_within(live, 1.0)
 
 
+@pytest.mark.usefixtures("slow")
+def test_a_draining_server_finishes_streams_and_refuses_new_calls(stub: InferenceStub, live: FakeServer) -> None:
+    running = stub.StreamChat(pb.ChatRequest(model=BASE, messages=HELLO))
+    next(running)
+    live.server.inference.draining = True
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Chat(pb.ChatRequest(model=BASE, messages=HELLO))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert list(running)[-1].usage.completion_tokens == 5
+    finally:
+        live.server.inference.draining = False
+
+
 def test_models_and_capacity_are_the_same_as_over_rest(stub: InferenceStub, live: FakeServer) -> None:
     live.ready("listed", seed=2)
     models = {model.id: model for model in stub.ListModels(pb.ListModelsRequest()).data}
