@@ -37,7 +37,7 @@ from .http.context import RequestContext
 from .http.routing import Routes, check_all_guarded
 from .keeper import EngineKeeper
 from .leases import Leases
-from .metrics import Metrics, Reading
+from .metrics import LoraReading, Metrics, Reading
 from .pool import EnginePool, Pinned
 from .residency.reconcile import Reconciler
 from .residency.residents import ResidencyLimits, Residents
@@ -128,7 +128,7 @@ class Server:
         self.webhooks = WebhookService(registry, self.sender)
         self.keyring = KeyRing(registry)
         self.authenticator = Authenticator(settings.api_key, self.keyring.current)
-        self.metrics = Metrics(self._readings)
+        self.metrics = Metrics(self._readings, self._lora_reading)
         self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -237,6 +237,14 @@ class Server:
         yield "adapter_evictions_total", "Adapters that made room for others", stats.evictions
         yield "engine_restarts_total", "Engine deaths that were repaired", self.keeper.restarts
         yield "trainer_restarts_total", "Trainer processes started again", self.trainer.restarts if self.trainer else 0
+
+    def _lora_reading(self) -> LoraReading:
+        names = {version.digest: version for version in self.catalog.snapshot.versions()}
+        states = self.residents.states().items()
+        loaded = [(names[digest].ref, state, names[digest].rank) for digest, state in states if digest in names]
+        waiting = [names[digest].ref for digest in self.residents.waiting() if digest in names]
+        max_loras = self.pool.facts.max_loras if self.keeper.state != "starting" else 0
+        return LoraReading(max_loras, loaded, waiting)
 
 
 def _limits(settings: Settings) -> ResidencyLimits:

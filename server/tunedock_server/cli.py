@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tunedock_api.errors import BadInput
@@ -16,6 +17,9 @@ from tunedock_registry.layout import Home
 
 from .listen import bind
 from .settings import LOOPBACK, Settings
+
+if TYPE_CHECKING:
+    from tunedock_registry.registry import Registry
 
 log = logging.getLogger("tunedock")
 
@@ -98,7 +102,7 @@ def run(settings: Settings) -> None:
     registry = Registry.open(home, database_url=settings.database_url)
     try:
         pool = create_engine(settings.engine(str(local.path), local.model_id))
-        trainer = _trainer(settings, home)
+        trainer = _trainer(settings, home, registry)
         inspector = _inspector(local.path)
         server = Server(
             settings, registry, pool, local.model_id, trainer=trainer, inspector=inspector, model_path=local.path
@@ -126,7 +130,7 @@ def _inspector(model: Path) -> Any:
     return IsolatedInspector(model if (model / "tokenizer.json").is_file() else None)
 
 
-def _trainer(settings: Settings, home: Home) -> Any:
+def _trainer(settings: Settings, home: Home, registry: Registry) -> Any:
     """The supervisor of the trainer process; None when it is not wanted or not installed.
 
     It gets the model's name, not its folder: both processes must call the base by the same id.
@@ -140,4 +144,9 @@ def _trainer(settings: Settings, home: Home) -> Any:
         return None
     command = [sys.executable, "-m", "tunedock_trainer", "--home", str(home.root), "--model", settings.model]
     command += ["--max-lora-rank", str(settings.max_lora_rank)]
-    return Supervisor(command, parent_pid=os.getpid())
+
+    def release(pid: int) -> None:
+        """Trainers name themselves by host and process id; a dead one's jobs need not wait for their leases to end."""
+        registry.jobs.release_worker(f"{socket.gethostname()}-{pid}")
+
+    return Supervisor(command, parent_pid=os.getpid(), ended=release)

@@ -34,7 +34,10 @@ def tethered(command: Sequence[str], parent_pid: int) -> list[str]:
 
 
 class Supervisor:
-    """Runs `command` until `stop`. `restarts` counts how often it had to be started again."""
+    """Runs `command` until `stop`. `restarts` counts how often it had to be started again.
+
+    `ended` is called, in a thread, with the process id of a child that died: its work can be given to others at once.
+    """
 
     def __init__(
         self,
@@ -43,11 +46,13 @@ class Supervisor:
         parent_pid: int,
         environment: Mapping[str, str] | None = None,
         stop_s: float = STOP_S,
+        ended: Callable[[int], None] = lambda pid: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._command = tethered(command, parent_pid)
         self._environment = environment
         self._stop_s = stop_s
+        self._tell_ended = ended
         self._clock = clock
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
@@ -69,6 +74,7 @@ class Supervisor:
             code = await self._process.wait()
             if self._ended():
                 return
+            await asyncio.to_thread(self._tell_ended, self._process.pid)
             backoff_s = FIRST_BACKOFF_S if self._clock() - started > STEADY_S else backoff_s
             log.error("the trainer process ended with code %s; starting it again in %.0f s", code, backoff_s)
             await asyncio.sleep(backoff_s)

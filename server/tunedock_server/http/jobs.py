@@ -112,3 +112,9 @@ def declare(routes: Routes, jobs: JobService) -> None:
         """Newest first. Each can be asked as a model."""
         page = await jobs.checkpoints(principal_of(request).project, job_id, after, limit)
         return JSONResponse(wire.listing(page, wire.checkpoint))
+
+    @routes.get(f"{root}/{{job_id}}/plot", policy=policy, tags=tags)
+    async def plot(request: Request, job_id: str) -> Response:
+        """Losses and accuracies of the job so far, as a PNG."""
+        image = await jobs.plot(principal_of(request).project, job_id)
+        return Response(image, media_type="image/png")

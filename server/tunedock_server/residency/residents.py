@@ -274,6 +274,10 @@ class Residents:
             states[digest] = "pinned" if digest in self._queue.pinned else "slot" if in_slot else "host"
         return states
 
+    def waiting(self) -> list[str]:
+        """Digests that requests wait for."""
+        return list(self._queue.waiting)
+
     def num_waiting(self) -> int:
         return sum(len(tickets) for tickets in self._queue.waiting.values())
 

@@ -199,6 +199,15 @@ class JobService:
     async def checkpoints(self, project: str, job_id: str, after: str | None, limit: int) -> Page[CheckpointRecord]:
         return await asyncio.to_thread(self._registry.jobs.checkpoints, project, job_id, after, limit)
 
+    async def plot(self, project: str, job_id: str) -> bytes:
+        """A PNG. Raises NotFound also while there is none yet."""
+        record = await asyncio.to_thread(self._registry.jobs.get, project, job_id)
+        path = self._registry.home.run_dir(record.id) / "plot.png"
+        try:
+            return await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            raise NotFound(f"{record.id} has no plot yet: it is drawn when training has begun.") from None
+
     async def show(self, record: JobRecord) -> wire.Json:
         """A job that is shown as succeeded can be asked for at once: the snapshot here knows its version by then."""
         versions = await asyncio.to_thread(self._versions, [record])
