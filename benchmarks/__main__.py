@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-BENCHMARKS = ("swap",)
+BENCHMARKS = ("swap", "gateway", "train")
 
 
 def main() -> int:
