@@ -118,10 +118,12 @@ class StockFlags:
 
     tuned: bool = False
     extra: tuple[str, ...] = ()
+    lora: bool = True
 
     def all(self) -> list[str]:
-        flags = ["--enable-lora", "--max-loras", str(SLOTS), "--max-lora-rank", str(MAX_RANK)]
-        flags += ["--max-model-len", str(CONTEXT_TOKENS), "--served-model-name", DEFAULT_MODEL]
+        flags = ["--max-model-len", str(CONTEXT_TOKENS), "--served-model-name", DEFAULT_MODEL]
+        if self.lora:
+            flags += ["--enable-lora", "--max-loras", str(SLOTS), "--max-lora-rank", str(MAX_RANK)]
         if self.tuned:
             flags += ["--max-cpu-loras", str(HOST_PLACES)]
         return [*flags, *self.extra]

@@ -1,0 +1,59 @@
+"""What a load costs: the adapter's own first request, and the longest gap in somebody else's stream.
+
+Stock loads when told to (`/v1/load_lora_adapter`); our server does when a version is published, gate included, and the gap
+is taken over all of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunedock_registry.models import DEFAULT_MODEL
+
+from .figures import Figure, bootstrap
+from .lora_adapters import Adapter
+
+if TYPE_CHECKING:
+    from .serve_lora import Arm
+
+STREAM_TOKENS, QUIET_S, AFTER_S = 400, 0.5, 0.3
+MAX_SHARE, MAX_STALL_S = 0.05, 0.002
+
+
+async def measure(mine: Arm, stock: Arm, fresh: Sequence[Adapter]) -> list[Figure]:
+    half = len(fresh) // 2
+    my_stalls, their_stalls = await _stalls(mine, fresh[:half]), await _stalls(stock, fresh[:half])
+    median, theirs = statistics.median(my_stalls), statistics.median(their_stalls)
+    return [
+        Figure("stall of another stream while an adapter loads", 1000 * median, "ms", f"<= {1000 * MAX_STALL_S:g} ms",
+               median <= MAX_STALL_S, baseline=1000 * theirs, interval=bootstrap([1000 * s for s in my_stalls]),
+               num_samples=len(my_stalls)),
+        Figure("the same, ours / A", median / theirs, "x", f"<= {MAX_SHARE} x", median <= MAX_SHARE * theirs,
+               num_samples=len(their_stalls)),
+    ]  # fmt: skip
+
+
+async def _stalls(arm: Arm, fresh: Sequence[Adapter]) -> list[float]:
+    """For each load: the longest gap from its begin to a moment after its end, minus the stream's median gap."""
+    async with arm.turn() as traffic:
+        stream = asyncio.create_task(traffic.gaps_s(DEFAULT_MODEL, STREAM_TOKENS))
+        await asyncio.sleep(QUIET_S)
+        loads = [await _timed(arm, adapter) for adapter in fresh]
+        times, gaps = await stream
+    median = statistics.median(gaps)
+    ends = list(zip(times[1:], gaps, strict=True))
+    inside = [[gap for end, gap in ends if begin <= end <= finish + AFTER_S] for begin, finish in loads]
+    return [max(some) - median for some in inside if some]
+
+
+async def _timed(arm: Arm, adapter: Adapter) -> tuple[float, float]:
+    begin = time.perf_counter()
+    loading: Any = arm.load(adapter)
+    await loading
+    finish = time.perf_counter()
+    await asyncio.sleep(AFTER_S)
+    return begin, finish
