@@ -115,6 +115,16 @@ class Server:
             Admission(settings.max_inflight),
             RequestCaps(max_tokens=settings.max_completion_tokens),
         )
+        self._add_use_cases(inspector, intake)
+        self.keyring = KeyRing(registry)
+        self.authenticator = Authenticator(settings.api_key, self.keyring.current)
+        self.metrics = Metrics(self._readings, self._lora_reading)
+        self.draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _add_use_cases(self, inspector: IsolatedInspector | None, intake: IsolatedIntake | None) -> None:
+        """What the transports offer besides inference."""
+        registry, pool, settings = self.registry, self.pool, self.settings
         self.inspector = FileInspector(registry, pool, inspector) if inspector is not None else None
         self.validator = FileValidator(registry, self.inspector)
         self.files = FileService(registry, self.validator, settings.max_upload_bytes, self.inspector)
@@ -126,11 +136,6 @@ class Server:
         self.uploads = UploadService(registry, self.validator)
         self.sender = WebhookSender(registry, settings.webhooks_may_be_private())
         self.webhooks = WebhookService(registry, self.sender)
-        self.keyring = KeyRing(registry)
-        self.authenticator = Authenticator(settings.api_key, self.keyring.current)
-        self.metrics = Metrics(self._readings, self._lora_reading)
-        self.draining = False
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Engine up, registry's state loaded, residency restored. Raises what the engine's start raises."""

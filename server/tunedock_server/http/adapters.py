@@ -50,18 +50,22 @@ class RollbackBody(Strict):
 Reason = Annotated[str, Query(max_length=1024)]
 
 
+READ, WRITE, TAGS = Policy.ADAPTERS_READ, Policy.ADAPTERS_WRITE, ["adapters"]
+
+
 def declare(routes: Routes, adapters: AdapterService, capacity: Callable[[], wire.Json]) -> None:
-    read, write, tags = Policy.ADAPTERS_READ, Policy.ADAPTERS_WRITE, ["adapters"]
+    _declare_adapters(routes, adapters, capacity)
+    _declare_versions(routes, adapters)
+    _declare_aliases(routes, adapters)
 
-    def shown(version: VersionRecord) -> wire.Json:
-        return wire.version(version, adapters.residency(version)) | {"id": f"{VERSION_CURSOR}{version.id}"}
 
-    @routes.get("/v1/capacity", policy=read, tags=tags)
+def _declare_adapters(routes: Routes, adapters: AdapterService, capacity: Callable[[], wire.Json]) -> None:
+    @routes.get("/v1/capacity", policy=READ, tags=TAGS)
     async def get_capacity() -> Response:
         """Slots, host places, bytes per slot at each rank, KV blocks."""
         return JSONResponse(capacity())
 
-    @routes.get("/v1/adapters", policy=read, tags=tags)
+    @routes.get("/v1/adapters", policy=READ, tags=TAGS)
     async def list_adapters(request: Request, after: After = None, limit: Limit = 20) -> Response:
         project = principal_of(request).project
         page = await adapters.list(project, after, limit)
@@ -69,34 +73,39 @@ def declare(routes: Routes, adapters: AdapterService, capacity: Callable[[], wir
             wire.listing(page, lambda one: wire.adapter(one, adapters.known_aliases(project, one.name)))
         )
 
-    @routes.get("/v1/adapters/{name}", policy=read, tags=tags)
+    @routes.get("/v1/adapters/{name}", policy=READ, tags=TAGS)
     async def get_adapter(request: Request, name: str) -> Response:
         record, aliases = await adapters.get(principal_of(request).project, name)
         return JSONResponse(wire.adapter(record, aliases))
 
-    @routes.delete("/v1/adapters/{name}", policy=write, tags=tags)
+    @routes.delete("/v1/adapters/{name}", policy=WRITE, tags=TAGS)
     async def delete_adapter(request: Request, name: str, reason: Reason = "") -> Response:
         """Removes all aliases and retires all versions. Running requests finish on what they have."""
         await adapters.delete(_who(request), name, reason)
         return JSONResponse(wire.deleted(name, "adapter"))
 
-    @routes.get("/v1/adapters/{name}/versions", policy=read, tags=tags)
+
+def _declare_versions(routes: Routes, adapters: AdapterService) -> None:
+    def shown(version: VersionRecord) -> wire.Json:
+        return wire.version(version, adapters.residency(version)) | {"id": f"{VERSION_CURSOR}{version.id}"}
+
+    @routes.get("/v1/adapters/{name}/versions", policy=READ, tags=TAGS)
     async def list_versions(request: Request, name: str, after: After = None, limit: Limit = 20) -> Response:
         """Newest first, checkpoints included."""
         page = await adapters.versions(principal_of(request).project, name, _cursor(after), limit)
         return JSONResponse(wire.listing(page, shown))
 
-    @routes.get("/v1/adapters/{name}/versions/{version}", policy=read, tags=tags)
+    @routes.get("/v1/adapters/{name}/versions/{version}", policy=READ, tags=TAGS)
     async def get_version(request: Request, name: str, version: str) -> Response:
         """`version`: a number, or a checkpoint's tag."""
         return JSONResponse(shown(await adapters.version(principal_of(request).project, name, version)))
 
-    @routes.delete("/v1/adapters/{name}/versions/{version}", policy=write, tags=tags)
+    @routes.delete("/v1/adapters/{name}/versions/{version}", policy=WRITE, tags=TAGS)
     async def retire_version(request: Request, name: str, version: str, reason: Reason = "") -> Response:
         """Stops offering the version; its files go when nobody uses them any more."""
         return JSONResponse(shown(await adapters.retire(principal_of(request).project, name, version, reason)))
 
-    @routes.get("/v1/adapters/{name}/versions/{version}/download", policy=read, tags=tags)
+    @routes.get("/v1/adapters/{name}/versions/{version}/download", policy=READ, tags=TAGS)
     async def download_version(
         request: Request, name: str, version: str, file: str = "adapter_model.safetensors"
     ) -> Response:
@@ -105,16 +114,18 @@ def declare(routes: Routes, adapters: AdapterService, capacity: Callable[[], wir
         size_bytes = os.fstat(stream.fileno()).st_size
         return download(stream, size_bytes, f"{record.adapter}-{record.number or record.tag}-{file}")
 
-    @routes.put("/v1/adapters/{name}/versions/{version}/pin", policy=write, tags=tags)
+    @routes.put("/v1/adapters/{name}/versions/{version}/pin", policy=WRITE, tags=TAGS)
     async def pin_version(request: Request, name: str, version: str) -> Response:
         """Keeps the version in a slot of the engine."""
         return JSONResponse(shown(await adapters.pin(principal_of(request).project, name, version)))
 
-    @routes.delete("/v1/adapters/{name}/versions/{version}/pin", policy=write, tags=tags)
+    @routes.delete("/v1/adapters/{name}/versions/{version}/pin", policy=WRITE, tags=TAGS)
     async def unpin_version(request: Request, name: str, version: str) -> Response:
         return JSONResponse(shown(await adapters.unpin(principal_of(request).project, name, version)))
 
-    @routes.put("/v1/adapters/{name}/aliases/{alias}", policy=write, tags=tags)
+
+def _declare_aliases(routes: Routes, adapters: AdapterService) -> None:
+    @routes.put("/v1/adapters/{name}/aliases/{alias}", policy=WRITE, tags=TAGS)
     async def set_alias(request: Request, name: str, alias: str, body: Annotated[AliasBody, Body()]) -> Response:
         """Compare-and-swap. 412 with the current state when somebody moved it meanwhile."""
         chosen = None if body.targets is None else [Target(one.version, one.weight) for one in body.targets]
@@ -122,17 +133,17 @@ def declare(routes: Routes, adapters: AdapterService, capacity: Callable[[], wir
         expected = _expected(request, body.expected_revision)
         return _alias(await adapters.set_alias(_who(request), name, alias, targets, expected, body.reason))
 
-    @routes.delete("/v1/adapters/{name}/aliases/{alias}", policy=write, tags=tags)
+    @routes.delete("/v1/adapters/{name}/aliases/{alias}", policy=WRITE, tags=TAGS)
     async def delete_alias(request: Request, name: str, alias: str, reason: Reason = "") -> Response:
         await adapters.delete_alias(_who(request), name, alias, _expected(request, None), reason)
         return JSONResponse(wire.deleted(alias, "adapter.alias"))
 
-    @routes.post("/v1/adapters/{name}/rollback", policy=write, tags=tags)
+    @routes.post("/v1/adapters/{name}/rollback", policy=WRITE, tags=TAGS)
     async def rollback(request: Request, name: str, body: Annotated[RollbackBody, Body()] = RollbackBody()) -> Response:  # noqa: B008
         """Back to the alias's previous targets; again goes back one further."""
         return _alias(await adapters.rollback(_who(request), name, body.alias, body.reason))
 
-    @routes.get("/v1/adapters/{name}/history", policy=read, tags=tags)
+    @routes.get("/v1/adapters/{name}/history", policy=READ, tags=TAGS)
     async def history(request: Request, name: str, after: After = None, limit: Limit = 20) -> Response:
         """Moves of all aliases, newest first: who, when, from, to, why."""
         page = await adapters.history(principal_of(request).project, name, after, limit)
