@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,26 +11,14 @@ import pytest
 from support.bases import tiny_base
 from support.fake_server import BASE, FakeServer, fake_server
 from support.fake_trainer import FakeTrainer
+from support.node import built_or_skipped, run_example
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "node"
 LINE = '{"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}\n'
-
-pytestmark = pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node is not installed")
-
-
-def npm(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["npm", *args], cwd=EXAMPLE, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    """Installed from the lock file and compiled; skipped where the npm registry cannot be reached."""
-    if not (EXAMPLE / "node_modules").is_dir():
-        installed = npm("ci", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-timeout=20000")
-        if installed.returncode:
-            pytest.skip(f"npm ci failed: {installed.stderr.strip().splitlines()[-1:]}")
-    compiled = npm("run", "build")
-    assert compiled.returncode == 0, compiled.stdout
+    built_or_skipped()
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +27,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
         yield running
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = ["node", str(EXAMPLE / "dist" / "main.js"), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def test_the_whole_loop_in_typescript(live: FakeServer, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(LINE * 12)
     worker = threading.Thread(target=FakeTrainer(live.registry, tiny_base(BASE), tmp_path / "trained").run_when_asked)
     worker.start()
-    done = run(live.grpc, str(data), "dates", "1+1")
+    done = run_example(live.grpc, str(data), "dates", "1+1")
     worker.join()
     assert done.returncode == 0, done.stderr
     base, alias, tuned = map(json.loads, done.stdout.splitlines())
@@ -64,6 +45,6 @@ def test_the_whole_loop_in_typescript(live: FakeServer, tmp_path: Path) -> None:
 def test_an_error_arrives_with_its_text(live: FakeServer, tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text("nope\n" * 12)
-    done = run(live.grpc, str(data), "dates")
+    done = run_example(live.grpc, str(data), "dates")
     assert done.returncode == 1
     assert "cannot be used" in done.stderr
