@@ -66,6 +66,10 @@ class Database:
         except PoolTimeout as error:
             raise unavailable(Fault.BUSY) from error
 
+    def describe(self) -> str:
+        """Product, version and durability, for `doctor` and the log."""
+        return self.engines.description
+
     def wait(self, timeout_s: float) -> None:
         """Until the change counter may have moved, or `timeout_s` is over. For one thread at a time."""
         self.engines.bell.wait(timeout_s)

@@ -22,12 +22,15 @@ class Fault(Enum):
 
 @dataclass(frozen=True)
 class Engines:
-    """`reader` and `writer` share one pool. `fault` names a driver's error, or says None: a mistake of ours."""
+    """`reader` and `writer` share one pool. `fault` names a driver's error, or says None: a mistake of ours.
+    `description` is for the operator: product, version, how durable.
+    """
 
     reader: Engine
     writer: Engine
     fault: Callable[[DBAPIError], Fault | None]
     bell: Bell
+    description: str
 
     def dispose(self) -> None:
         self.bell.close()

@@ -46,6 +46,7 @@ def connect(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engines:
         reader=engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
         writer=engine.execution_options(**{_LOCK: True}),
         fault=fault,
+        description=f"PostgreSQL at {url.host or 'a local socket'}, database {url.database}",
         bell=NotifyBell(url.set(drivername="postgresql").render_as_string(hide_password=False)),
     )
 

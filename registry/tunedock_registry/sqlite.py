@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sqlalchemy import URL, Connection, create_engine, event
@@ -44,15 +47,23 @@ def journal_pragmas(version: tuple[int, int, int]) -> tuple[str, str]:
     return ("WAL", "FULL") if wal_is_safe(version) else ("DELETE", "EXTRA")
 
 
+def driver() -> ModuleType:
+    """The SQLite of `pip install 'tunedock[sqlite]'` where that is installed: newer than most systems', so WAL is safe."""
+    return import_module("pysqlite3" if find_spec("pysqlite3") else "sqlite3")
+
+
 def connect(path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engines:
+    module = driver()
+    journal, synchronous = journal_pragmas(module.sqlite_version_info)
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
+        module=module,
         connect_args={"timeout": busy_timeout_s},
         pool_size=8,
         max_overflow=24,
         pool_timeout=busy_timeout_s,
     )
-    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "connect", lambda connection, _record: _prepare(connection, journal, synchronous))
     event.listen(engine, "begin", _on_begin)
     return Engines(
         reader=engine,
@@ -60,6 +71,7 @@ def connect(path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engines:
         writer=engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"}),
         fault=fault,
         bell=SleepBell(),
+        description=f"SQLite {module.sqlite_version}, journal {journal}, synchronous {synchronous}",
     )
 
 
@@ -68,10 +80,9 @@ def fault(error: DBAPIError) -> Fault | None:
     return None if code is None else _FAULTS.get(code & 0xFF)
 
 
-def _on_connect(connection: Any, _record: Any) -> None:
+def _prepare(connection: Any, journal: str, synchronous: str) -> None:
     # The driver would open transactions by itself, and too late; `_on_begin` does it.
     connection.isolation_level = None
-    journal, synchronous = journal_pragmas(sqlite3.sqlite_version_info)
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA journal_mode={journal}")
     cursor.execute(f"PRAGMA synchronous={synchronous}")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import sqlite3
+import re
 import threading
 from pathlib import Path
 
@@ -46,12 +46,16 @@ def test_wal_is_used_only_where_it_cannot_corrupt(version: tuple[int, int, int],
 
 
 def test_every_connection_has_the_durable_settings(db: Database) -> None:
-    journal, synchronous = sqlite.journal_pragmas(sqlite3.sqlite_version_info)
+    journal, synchronous = sqlite.journal_pragmas(sqlite.driver().sqlite_version_info)
     with db.read() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == journal.lower()
         assert session.scalar(text("PRAGMA synchronous")) == {"FULL": 2, "EXTRA": 3}[synchronous]
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
         assert session.scalar(text("PRAGMA busy_timeout")) == 30_000
+
+
+def test_the_operator_is_told_what_the_registry_stands_on(db: Database) -> None:
+    assert re.fullmatch(r"SQLite 3\.\d+\.\d+, journal (DELETE, synchronous EXTRA|WAL, synchronous FULL)", db.describe())
 
 
 def test_a_write_that_raises_leaves_nothing(db: Database) -> None:
@@ -115,7 +119,7 @@ def test_a_full_disk_is_a_typed_error_and_nothing_is_torn(db: Database) -> None:
 def test_a_database_held_too_long_by_another_process_is_a_typed_error(tmp_path: Path) -> None:
     db = Database(sqlite.connect(tmp_path / "tunedock.db", busy_timeout_s=0.05))
     migrate(db)
-    other = sqlite3.connect(tmp_path / "tunedock.db", isolation_level=None)
+    other = sqlite.driver().connect(tmp_path / "tunedock.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(Unavailable) as caught, db.write() as session:
         bump(session)
