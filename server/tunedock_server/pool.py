@@ -55,6 +55,7 @@ class EngineSettings(Frozen):
     max_n: int = Field(default=16, ge=1, description="answers for one prompt")
     seed: int = 0
     start_timeout_s: float = Field(default=600.0, gt=0)
+    hang_s: float = Field(default=60.0, gt=0, description="an engine with work that ends no step for so long is dead")
     call_timeout_s: float = Field(default=60.0, gt=0, description="longest wait for one engine call")
 
 

@@ -12,6 +12,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from ..pool import EngineSettings
 from .environment import cpu_process_variables, temporarily, usable_cores
+from .progress import Progress
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
 
@@ -20,14 +21,14 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def start_llm(settings: EngineSettings) -> AsyncLLM:
+def start_llm(settings: EngineSettings, progress: Progress) -> AsyncLLM:
     """Blocks until the model is loaded (seconds to minutes). Raises BadInput, Unavailable."""
     threads = settings.compute_threads or usable_cores()
-    variables = {"VLLM_ENGINE_READY_TIMEOUT_S": str(int(settings.start_timeout_s))}
+    variables = {"HF_HUB_OFFLINE": "1", "VLLM_ENGINE_READY_TIMEOUT_S": str(int(settings.start_timeout_s))}
     variables.update(cpu_process_variables(threads, settings.enforce_eager is False) if on_cpu() else {})
     try:
         with temporarily(os.environ, variables):
-            return AsyncLLM.from_engine_args(engine_args(settings))
+            return AsyncLLM.from_engine_args(engine_args(settings), stat_loggers=[progress.logger_factory()])
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         raise BadInput(
             f"vLLM cannot serve this model with these settings: {_first_line(error)}", param="model"

@@ -20,6 +20,7 @@ from .hosted import HostedAdapters
 from .intake import VerifiedFiles
 from .llm import start_llm
 from .openai import OpenAIFrontEnd
+from .progress import Progress
 from .score import score
 from .streams import Tracked
 
@@ -34,6 +35,10 @@ class _Run:
     llm: AsyncLLM
     front: OpenAIFrontEnd
     adapters: HostedAdapters
+    progress: Progress
+
+    def alive(self) -> bool:
+        return not self.llm.errored and not self.progress.hangs(self.llm.get_num_unfinished_requests())
 
 
 class LocalEngine:
@@ -55,9 +60,10 @@ class LocalEngine:
 
     async def start(self) -> None:
         await self.stop()
-        llm = await asyncio.to_thread(start_llm, self._settings)
+        progress = Progress(self._settings.hang_s)
+        llm = await asyncio.to_thread(start_llm, self._settings, progress)
         adapters = HostedAdapters(llm, self._settings, self._files, self._ids)
-        self._run = _Run(llm, OpenAIFrontEnd(llm, self._settings), adapters)
+        self._run = _Run(llm, OpenAIFrontEnd(llm, self._settings), adapters, progress)
         self._facts = await read_facts(llm, self._settings)
 
     async def stop(self) -> None:
@@ -66,7 +72,7 @@ class LocalEngine:
             await asyncio.to_thread(run.llm.shutdown)
 
     def alive(self) -> bool:
-        return self._run is not None and not self._run.llm.errored
+        return self._run is not None and self._run.alive()
 
     async def stage(self, pinned: Pinned) -> None:
         await self._live().adapters.stage(pinned)
@@ -127,6 +133,6 @@ class LocalEngine:
         return Tracked(answer, done)
 
     def _live(self) -> _Run:
-        if self._run is None or self._run.llm.errored:
+        if self._run is None or not self._run.alive():
             raise errors.engine_down()
         return self._run
