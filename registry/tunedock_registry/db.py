@@ -46,8 +46,23 @@ class Database:
 
         Raises Unavailable: `storage_full`, or `storage_unavailable` after waiting for other writers in vain.
         """
-        with self._typed(), Session(self.engines.writer, expire_on_commit=False) as session, session.begin():
+        with (
+            self._turn(),
+            self._typed(),
+            Session(self.engines.writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            session.connection()  # Takes the turn now, not with the first statement: files are looked at in here, too.
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self.engines.turns.take():
+            raise unavailable(Fault.BUSY)
+        try:
+            yield
+        finally:
+            self.engines.turns.give()
 
     @contextmanager
     def _typed(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from .bell import Bell
+from .turns import Turns
 
 
 class Fault(Enum):
@@ -30,6 +31,7 @@ class Engines:
     writer: Engine
     fault: Callable[[DBAPIError], Fault | None]
     bell: Bell
+    turns: Turns
     description: str
 
     def dispose(self) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from tunedock_api.errors import BadInput
 
 from .engines import Engines, Fault
+from .turns import NoTurns
 
 LOCK_TIMEOUT_S = 30
 # Any constant will do; it only has to be ours ("tune" in ASCII).
@@ -46,6 +47,7 @@ def connect(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engines:
         reader=engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
         writer=engine.execution_options(**{_LOCK: True}),
         fault=fault,
+        turns=NoTurns(),
         description=f"PostgreSQL at {url.host or 'a local socket'}, database {url.database}",
         bell=NotifyBell(url.set(drivername="postgresql").render_as_string(hide_password=False)),
     )

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .bell import SleepBell
 from .engines import Engines, Fault
+from .turns import FairTurns
 
 BUSY_TIMEOUT_S = 30
 _BEGIN = "tunedock_begin"
@@ -71,6 +72,7 @@ def connect(path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engines:
         writer=engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"}),
         fault=fault,
         bell=SleepBell(),
+        turns=FairTurns(busy_timeout_s),
         description=f"SQLite {module.sqlite_version}, journal {journal}, synchronous {synchronous}",
     )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time as real_time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,45 @@ def test_writers_take_turns_and_lose_no_update(db: Database) -> None:
     for thread in threads:
         thread.join()
     assert counter(db) == 40
+
+
+def test_writers_of_one_process_are_served_in_the_order_they_came(db: Database) -> None:
+    served: list[int] = []
+
+    def write(number: int) -> None:
+        with db.write() as session:
+            bump(session)
+            served.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    with db.write() as session:
+        bump(session)
+        for thread in threads:
+            thread.start()
+            real_time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert served == list(range(6))
+
+
+def test_a_writer_that_waits_in_vain_gets_a_typed_error_and_loses_no_turn(tmp_path: Path) -> None:
+    db = Database(sqlite.connect(tmp_path / "tunedock.db", busy_timeout_s=0.05))
+    migrate(db)
+    errors: list[str] = []
+
+    def write() -> None:
+        try:
+            _bump(db)
+        except Unavailable as error:
+            errors.append(error.code)
+
+    thread = threading.Thread(target=write)
+    with db.write():
+        thread.start()
+        thread.join()
+    assert errors == ["storage_unavailable"]
+    _bump(db)
+    assert counter(db) == 1
 
 
 def test_a_reader_keeps_its_view_while_others_want_to_write(db: Database) -> None:
