@@ -132,6 +132,20 @@ def test_asking_twice_on_purpose_makes_two_jobs(registry: Registry) -> None:
     assert registry.jobs.create("default", spec(), body_sha256="b" * 64, retry=True).id == second.id
 
 
+def test_a_first_try_that_a_retry_has_overtaken_gets_the_retrys_job(registry: Registry) -> None:
+    body = "b" * 64
+    made = registry.jobs.create("default", spec(), body_sha256=body, retry=True)
+    assert registry.jobs.create("default", spec(), body_sha256=body).id == made.id
+    assert registry.jobs.create("default", spec(), body_sha256=body, retry=True).id == made.id
+    assert registry.jobs.create("default", spec(), body_sha256=body).id != made.id
+
+
+def test_a_retry_that_made_its_job_long_ago_waits_for_no_first_try(registry: Registry, time: FakeTime) -> None:
+    made = registry.jobs.create("default", spec(), body_sha256="b" * 64, retry=True)
+    time.advance(61)
+    assert registry.jobs.create("default", spec(), body_sha256="b" * 64).id != made.id
+
+
 def test_an_idempotency_key_stands_for_one_job(registry: Registry, time: FakeTime) -> None:
     first = registry.jobs.create("default", spec(), "key", "b" * 64)
     assert registry.jobs.create("default", spec(), "key", "b" * 64).id == first.id
