@@ -61,6 +61,7 @@ def ours(model: Path, steps: int, jobs: int = 1) -> Outcome:
     from tunedock_trainer.rows import Tokens
     from tunedock_trainer.sampler import Sampler, Source
     from tunedock_trainer.settings import LoraConfig, OptimConfig, RunConfig
+    from tunedock_trainer.together import Wanted, backward
     from tunedock_trainer.trainee import Trainee
 
     base = load_base(model, "bench", max_rank=64)
@@ -74,11 +75,11 @@ def ours(model: Path, steps: int, jobs: int = 1) -> Outcome:
         optim=OptimConfig(learning_rate=RATE),
     )
     trainee = Trainee(base, run, adapted_modules(run.lora, base.facts), Sampler([Source(items)], BATCH, SEED))
-    trainee.sampler.batch = lambda step: items[step * BATCH : (step + 1) * BATCH]  # type: ignore[method-assign]  # file order
     tokens, seconds, losses = [], [], []
-    for _ in range(steps + WARM_STEPS):
+    for number in range(steps + WARM_STEPS):
         began = time.perf_counter()
-        result = trainee.train_step()
+        batch = items[number * BATCH : (number + 1) * BATCH]
+        result = trainee.finish_step(backward([Wanted(trainee, batch)], run.max_tokens)[0])
         seconds.append(time.perf_counter() - began)
         tokens.append(result.tally.num_tokens)
         losses.append(result.tally.loss)

@@ -13,11 +13,12 @@ from tunedock_registry.models.facts import BaseFacts
 from tunedock_trainer.adapter import Adapter
 from tunedock_trainer.base import Base, load_base
 from tunedock_trainer.lora import adapted_modules
-from tunedock_trainer.losses import Item
+from tunedock_trainer.losses import Item, Tally
 from tunedock_trainer.rows import Tokens
 from tunedock_trainer.sampler import Sampler, Source
 from tunedock_trainer.settings import LoraConfig, OptimConfig, RunConfig
-from tunedock_trainer.trainee import Trainee
+from tunedock_trainer.together import Wanted, backward
+from tunedock_trainer.trainee import StepResult, Trainee
 
 from .models import tiny_llama
 
@@ -66,6 +67,16 @@ def trainee(run: RunConfig, data: list[Item], base: Base | None = None) -> Train
     base = base or tiny_base()
     sampler = Sampler([Source(data)], run.batch_size, run.seed)
     return Trainee(base, run, adapted_modules(run.lora, base.facts), sampler)
+
+
+def gradients(one: Trainee, batch: list[Item]) -> Tally:
+    """Adds the gradients of the batch's mean loss."""
+    return backward([Wanted(one, batch)], one.config.max_tokens)[0]
+
+
+def step(one: Trainee) -> StepResult:
+    """One whole optimizer step."""
+    return one.finish_step(gradients(one, one.next_batch()))
 
 
 def busy_adapter(seed: int = 3, rank: int = 4, scale: float = 0.05) -> Adapter:

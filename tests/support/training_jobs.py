@@ -17,8 +17,8 @@ from tunedock_registry.layout import Home
 from tunedock_registry.records import EventRecord, FileRecord, JobRecord, JobSpec
 from tunedock_registry.registry import Registry
 from tunedock_trainer.base import Base, load_base
-from tunedock_trainer.loop import Limits
 from tunedock_trainer.process import Stop, work
+from tunedock_trainer.run import Limits
 
 from .datasets import assistant, chat, user
 from .training import tiny_path
@@ -51,9 +51,10 @@ def preferences(count: int) -> list[dict[str, Any]]:
 
 
 def upload(registry: Registry, rows: Iterable[Any], name: str = "data.jsonl") -> FileRecord:
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    lines = [json.dumps(row) + "\n" for row in rows]
+    data = "".join(lines).encode()
     file = registry.files.create("default", name, "fine-tune", [data])
-    return registry.files.set_result(file.id, "processed", None, {})
+    return registry.files.set_result(file.id, "processed", None, {"num_examples": len(lines)})
 
 
 def queue_job(

@@ -26,8 +26,8 @@ from tunedock_api.errors import Unavailable
 from tunedock_registry.records import JobRecord
 from tunedock_registry.registry import Registry
 from tunedock_trainer.base import Base
-from tunedock_trainer.loop import Limits
 from tunedock_trainer.process import Stop, work
+from tunedock_trainer.run import Limits
 
 NO_FUSS = {"num_samples": 0, "lora": {"dropout": 0.1}, "early_stopping": None}
 

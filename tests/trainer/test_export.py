@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.training import config, facts, items, tiny_base, tiny_path, trainee
+from support.training import config, facts, items, step, tiny_base, tiny_path, trainee
 from transformers import AutoModelForCausalLM
 from tunedock_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Lineage
 from tunedock_registry.adapters.intake import ManifestParts, prepare
@@ -31,7 +31,7 @@ SHAPES = [
 def trained(lora: LoraConfig) -> Trainee:
     one = trainee(config(lora=lora), items(8))
     for _ in range(3):
-        one.train_step()
+        step(one)
     return one
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
-from support.training import busy_adapter, config, items, tiny_base, tiny_path, tokens, trainee
+from support.training import busy_adapter, config, items, step, tiny_base, tiny_path, tokens, trainee
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from tunedock_trainer.adapter import Adapter
@@ -104,7 +104,7 @@ def test_modules_that_are_no_target_stay_untouched() -> None:
     one = trainee(run, items(8))
     before = one.evaluate(items(8)).loss
     for _ in range(2):
-        one.train_step()
+        step(one)
     assert {name.rpartition(".")[2] for name in one.adapter.modules} == {"q_proj", "down_proj"}
     assert one.evaluate(items(8)).loss < before
 
@@ -113,13 +113,13 @@ def test_dropout_acts_in_training_only_and_follows_the_seed() -> None:
     run = config(lora=LoraConfig(rank=4, alpha=8, dropout=0.5))
     one, two = trainee(run, items(8)), trainee(run, items(8))
     for each in (one, two):
-        each.train_step()
-        each.train_step()
+        step(each)
+        step(each)
     assert torch.equal(one.adapter.params, two.adapter.params)
     assert one.evaluate(items(4)).loss == one.evaluate(items(4)).loss
     plain = trainee(config(), items(8))
-    plain.train_step()
-    plain.train_step()
+    step(plain)
+    step(plain)
     assert not torch.equal(one.adapter.params, plain.adapter.params)
 
 

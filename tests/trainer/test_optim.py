@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.training import config, items, trainee
+from support.training import config, gradients, items, trainee
 from tunedock_trainer.optim import learning_rate
 from tunedock_trainer.settings import OptimConfig
 
@@ -37,7 +37,7 @@ def test_gradients_are_clipped_to_the_global_norm() -> None:
 def test_one_step_equals_torch_adamw_on_the_same_gradient() -> None:
     one = trainee(config(optim=OptimConfig(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.0)), items(8))
     reference = torch.nn.Parameter(one.adapter.params.clone())
-    one.backward(one.sampler.batch(0))
+    gradients(one, one.sampler.batch(0))
     reference.grad = one.adapter.grads.clone()
     one.optimizer.step(1e-2)
     torch.optim.AdamW([reference], lr=1e-2, weight_decay=0.1).step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from support.training import busy_adapter, config, items, tiny_base, tokens, trainee
+from support.training import busy_adapter, config, gradients, items, tiny_base, tokens, trainee
 from torch import Tensor
 from tunedock_trainer.base import Base
 from tunedock_trainer.rows import Tokens, build_pass
@@ -45,15 +45,15 @@ def test_gradients_do_not_depend_on_the_layout() -> None:
     data = items(9)
     packed = trainee(config(batch_size=9), data)
     padded = trainee(config(batch_size=9, packing=False), data)
-    packed.backward(data)
-    padded.backward(data)
+    gradients(packed, data)
+    gradients(padded, data)
     assert torch.allclose(packed.adapter.grads, padded.adapter.grads, atol=1e-5)
 
 
 def test_passes_of_a_batch_add_up_to_the_batch() -> None:
     data = items(12)
     whole, cut = trainee(config(batch_size=12), data), trainee(config(batch_size=12, max_tokens=20), data)
-    one, many = whole.backward(data), cut.backward(data)
+    one, many = gradients(whole, data), gradients(cut, data)
     assert abs(one.loss - many.loss) < 1e-5
     assert (one.num_labels, one.num_tokens) == (many.num_labels, many.num_tokens)
     assert torch.allclose(whole.adapter.grads, cut.adapter.grads, atol=1e-6)
@@ -63,7 +63,7 @@ def test_loss_weights_scale_the_loss_of_their_tokens() -> None:
     base, example = tiny_base(), tokens(10, 4, labels=4)
     double = Tokens(example.token_ids, tuple(2 * weight for weight in example.weights))
     rows = build_pass([example, double])
-    assert rows.weights_M.tolist() == [1.0] * 4 + [2.0] * 4
+    assert rows.labels.weights_M.tolist() == [1.0] * 4 + [2.0] * 4
     with torch.no_grad(), base.running(rows):
         scores = base.scores(rows).logprobs_M
     assert torch.allclose(scores[:4], scores[4:], atol=1e-5)

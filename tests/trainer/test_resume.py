@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from support.training import config, items, trainee
+from support.training import config, items, step, trainee
 from tunedock_trainer.checkpoint import Checkpoints
 from tunedock_trainer.settings import LoraConfig
 
@@ -15,11 +15,11 @@ RUN = config(lora=LoraConfig(rank=4, alpha=8, dropout=0.1), batch_size=4, n_epoc
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     straight = trainee(RUN, items(10))
     while straight.step < straight.total_steps:
-        straight.train_step()
+        step(straight)
     for cut in (1, 3, 5, 8):
         first = trainee(RUN, items(10))
         while first.step < cut:
-            first.train_step()
+            step(first)
         states = Checkpoints(tmp_path / str(cut), "run")
         states.save(first, {"note": cut})
         second = trainee(RUN, items(10))
@@ -27,14 +27,14 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert saved is not None
         assert (saved.step, saved.notes) == (cut, {"note": cut})
         while second.step < second.total_steps:
-            second.train_step()
+            step(second)
         assert float((second.adapter.params - straight.adapter.params).abs().max()) <= 1e-6
 
 
 def test_only_the_last_two_states_stay_and_the_newest_is_taken(tmp_path: Path) -> None:
     one, states = trainee(RUN, items(10)), Checkpoints(tmp_path, "run")
     for _ in range(4):
-        one.train_step()
+        step(one)
         states.save(one, {}, best=one.adapter.params.clone())
     assert [saved.step for saved in states.all()] == [3, 4]
     fresh = trainee(RUN, items(10))
@@ -46,9 +46,9 @@ def test_only_the_last_two_states_stay_and_the_newest_is_taken(tmp_path: Path) -
 
 def test_a_torn_state_and_one_of_other_settings_do_not_exist(tmp_path: Path) -> None:
     one, states = trainee(RUN, items(10)), Checkpoints(tmp_path, "run")
-    one.train_step()
+    step(one)
     states.save(one, {})
-    one.train_step()
+    step(one)
     torn = states.save(one, {})
     (torn.folder / "manifest.json").write_text('{"digest": "ru')
     assert [saved.step for saved in states.all()] == [1]

@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from support.models import copy_tokenizer
-from support.training import config, items, tiny_path, tokens, trainee
+from support.training import config, items, step, tiny_path, tokens, trainee
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from tunedock_trainer.losses import Item
@@ -23,7 +23,7 @@ OPTIM = OptimConfig(learning_rate=5e-3, schedule="constant", max_grad_norm=1.0)
 
 
 def our_losses(one: Trainee) -> list[float]:
-    return [one.train_step().tally.loss for _ in range(STEPS)]
+    return [step(one).tally.loss for _ in range(STEPS)]
 
 
 def shown(one: Trainee) -> list[Item]:

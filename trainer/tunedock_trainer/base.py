@@ -81,7 +81,7 @@ class Base:
 
     def scores(self, rows: Pass) -> Scored:
         """Log-probabilities at the labelled positions of `rows`. Call it inside `running`."""
-        return score(self.hidden(rows)[rows.label_rows_M], rows.labels_M, self.head)
+        return score(self.hidden(rows)[rows.label_rows_M], rows.labels.labels_M, self.head)
 
 
 def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype = torch.bfloat16) -> Base:

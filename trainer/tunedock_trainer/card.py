@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tunedock_api.manifest import Lineage
 
 from .job import Job
+from .settings import RunConfig
 
 _CARD = """\
 ---
@@ -35,9 +36,8 @@ client.chat.completions.create(model="{adapter}", messages=[...])
 """
 
 
-def model_card(job: Job, base: str, lineage: Lineage, metrics: Mapping[str, float]) -> str:
+def model_card(job: Job, config: RunConfig, base: str, lineage: Lineage, metrics: Mapping[str, float]) -> str:
     """Markdown with the front matter that model hubs read."""
-    config = job.config
     return _CARD.format(
         base=base,
         adapter=job.record.adapter,
@@ -55,5 +55,7 @@ def model_card(job: Job, base: str, lineage: Lineage, metrics: Mapping[str, floa
         rslora=", scaled by 1/√rank" if config.lora.rslora else "",
         seed=config.seed,
         parents="".join(f"| continues | `{parent}` |\n" for parent in lineage.parents),
-        metrics="".join(f"| {name.replace('_', ' ')} | {value:.4g} |\n" for name, value in sorted(metrics.items())),
+        metrics="".join(
+            f"| {name.replace('_', ' ')} | {value:.4g} |\n" for name, value in sorted(metrics.items()) if name != "step"
+        ),
     )

@@ -18,6 +18,9 @@ def trainer(
     max_lora_rank: Annotated[int, typer.Option(help="The serving engine's rank cap.")] = 64,
     max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass; bounds memory.")] = 4096,
     save_every_s: Annotated[float, typer.Option(help="Seconds between states to resume from.")] = 60.0,
+    together_tokens: Annotated[
+        int, typer.Option(help="Small jobs train side by side up to this many tokens a step; 0 is off.")
+    ] = 1024,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 means all cores.")] = 0,
     nice: Annotated[int, typer.Option(help="Give way to other processes (0 to 19).")] = 0,
     once: Annotated[bool, typer.Option("--once", help="End when no job waits.")] = False,
@@ -33,8 +36,8 @@ def trainer(
     from tunedock_registry.registry import Registry
 
     from .base import load_base
-    from .loop import Limits
     from .process import Stop, work
+    from .run import Limits
 
     if threads:
         torch.set_num_threads(threads)
@@ -43,7 +46,7 @@ def trainer(
     local = resolve_model(model, place)
     stop = Stop()
     stop.listen()
-    limits = Limits(save_every_s=save_every_s, max_tokens=max_tokens)
+    limits = Limits(save_every_s=save_every_s, max_tokens=max_tokens, together_tokens=together_tokens)
     try:
         work(registry, lambda: load_base(local.path, local.model_id, max_rank=max_lora_rank), limits, stop, once=once)
     finally:

@@ -46,17 +46,17 @@ class Row:
         }
         return {name: round(value, 6) for name, value in values.items() if value is not None}
 
-    def message(self, total_steps: int) -> str:
+    def message(self, step: int, total_steps: int) -> str:
         """OpenAI's text: dashboards parse it."""
-        text = f"Step {self.step}/{total_steps}: training loss={self.train_loss:.2f}"
+        text = f"Step {step}/{total_steps}: training loss={self.train_loss:.2f}"
         if self.valid_loss is not None:
             text += f", validation loss={self.valid_loss:.2f}"
         if self.full_valid_loss is not None:
             text += f", full validation loss={self.full_valid_loss:.2f}"
         return text
 
-    def data(self, total_steps: int) -> dict[str, Any]:
-        return {**self.metrics(), "total_steps": total_steps}
+    def data(self, step: int, total_steps: int) -> dict[str, Any]:
+        return {**self.metrics(), "step": step, "total_steps": total_steps}
 
 
 class History:

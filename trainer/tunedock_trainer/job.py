@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from tunedock_registry.records import Claim, JobRecord, VersionRecord
 from tunedock_registry.registry import Registry
 
 from .base import Base
-from .checkpoint import Checkpoints
 from .datasets import JobData, Loader
 from .export import read_weights
 from .lora import adapted_modules, modules_of
@@ -28,7 +27,7 @@ from .trainee import Trainee
 
 @dataclass(frozen=True)
 class Job:
-    """A claimed job, ready to train. `folder` is its run folder."""
+    """A claimed job, ready to train. `folder` is its run folder; `number` of `num_runs` and `variant` belong to a sweep."""
 
     claim: Claim
     method: Method
@@ -38,15 +37,20 @@ class Job:
     data: JobData
     parent: VersionRecord | None
     folder: Path
+    number: int = 0
+    num_runs: int = 1
+    variant: dict[str, float] = field(default_factory=dict)
 
     @property
     def record(self) -> JobRecord:
         return self.claim.job
 
-    def checkpoints(self) -> Checkpoints:
+    @property
+    def digest(self) -> str:
+        """Of everything that decides the weights: a state of other settings or data is not resumed."""
         said = {"config": self.config.model_dump(mode="json"), "data": self.data.digests}
         parent = self.parent.digest if self.parent else None
-        return Checkpoints(self.folder / "state", sha256(canonical_json({**said, "parent": parent})).hexdigest())
+        return sha256(canonical_json({**said, "parent": parent})).hexdigest()
 
 
 def prepare_job(registry: Registry, base: Base, claim: Claim, max_tokens: int) -> Job:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .head import Scored
-from .rows import Pass, Tokens
+from .rows import Labels, Tokens
 from .settings import Objective
 
 
@@ -65,45 +65,45 @@ def normaliser(items: Sequence[Item], objective: Objective) -> float:
 
 
 def loss_of(
-    scored: Scored, rows: Pass, items: Sequence[Item], objective: Objective, divisor: float, beta: float
+    scored: Scored, labels: Labels, items: Sequence[Item], objective: Objective, divisor: float, beta: float
 ) -> tuple[Tensor, Tally]:
-    """The loss of one pass, and what it adds to the batch's tally."""
+    """What `items` add to their batch's loss and tally."""
     if objective == "dpo":
-        return _dpo(scored, rows, items, divisor, beta)
-    return _supervised(scored, rows, divisor)
+        return _dpo(scored, labels, items, divisor, beta)
+    return _supervised(scored, labels, divisor)
 
 
-def _supervised(scored: Scored, rows: Pass, divisor: float) -> tuple[Tensor, Tally]:
+def _supervised(scored: Scored, labels: Labels, divisor: float) -> tuple[Tensor, Tally]:
     """−Σ w log p / Σ w"""
-    loss = -(scored.logprobs_M * rows.weights_M).sum() / divisor
-    hits = ((scored.top1_M == rows.labels_M) * rows.weights_M).sum()
+    loss = -(scored.logprobs_M * labels.weights_M).sum() / divisor
+    hits = ((scored.top1_M == labels.labels_M) * labels.weights_M).sum()
     return loss, Tally(
         loss=float(loss.detach()),
-        weight=float(rows.weights_M.sum()),
+        weight=float(labels.weights_M.sum()),
         correct=float(hits),
-        num_tokens=rows.num_tokens,
-        num_labels=len(rows.labels_M),
+        num_tokens=labels.num_tokens,
+        num_labels=len(labels.labels_M),
     )
 
 
-def sequence_logprobs(scored: Scored, rows: Pass) -> Tensor:
-    """[S]: Σ w log p of each sequence of the pass."""
-    sums = scored.logprobs_M.new_zeros(len(rows.lengths))
-    return sums.index_add(0, rows.examples_M, scored.logprobs_M * rows.weights_M)
+def sequence_logprobs(scored: Scored, labels: Labels) -> Tensor:
+    """[S]: Σ w log p of each sequence."""
+    sums = scored.logprobs_M.new_zeros(len(labels.lengths))
+    return sums.index_add(0, labels.examples_M, scored.logprobs_M * labels.weights_M)
 
 
-def _dpo(scored: Scored, rows: Pass, items: Sequence[Item], divisor: float, beta: float) -> tuple[Tensor, Tally]:
+def _dpo(scored: Scored, labels: Labels, items: Sequence[Item], divisor: float, beta: float) -> tuple[Tensor, Tally]:
     """−log σ(β ((log π(w) − log π_ref(w)) − (log π(l) − log π_ref(l)))), Rafailov et al. 2023, equation 7."""
     reference = torch.tensor([item.reference for item in items], device=scored.logprobs_M.device)
-    ratios_P2 = sequence_logprobs(scored, rows).view(-1, 2) - reference
+    ratios_P2 = sequence_logprobs(scored, labels).view(-1, 2) - reference
     margin_P = beta * (ratios_P2[:, 0] - ratios_P2[:, 1])
     loss = -F.logsigmoid(margin_P).sum() / divisor
     return loss, Tally(
         loss=float(loss.detach()),
-        weight=float(rows.weights_M.sum()),
+        weight=float(labels.weights_M.sum()),
         correct=float((margin_P > 0).sum()),
-        num_tokens=rows.num_tokens,
-        num_labels=len(rows.labels_M),
+        num_tokens=labels.num_tokens,
+        num_labels=len(labels.labels_M),
         margin=float(margin_P.detach().sum()),
         num_pairs=len(items),
     )

@@ -17,6 +17,10 @@ class Cut:
     items: tuple[Item, ...]
 
     @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.items)
+
+    @property
     def sequences(self) -> tuple[Tokens, ...]:
         return tuple(sequence for item in self.items for sequence in item.sequences)
 

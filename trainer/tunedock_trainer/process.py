@@ -1,4 +1,4 @@
-"""The trainer process: claims jobs one after another, with the base model in memory. A failing job leaves it ready."""
+"""The trainer process: claims jobs and trains them, with the base model in memory. A failing job leaves it ready."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import os
 import signal
 import socket
 import threading
-import traceback
+import time
 from collections.abc import Callable
 from types import FrameType
 
-from tunedock_api.errors import Conflict, TuneDockError, Unavailable
-from tunedock_registry.records import Claim, Control
+from tunedock_api.errors import Unavailable
+from tunedock_registry.records import Claim
 from tunedock_registry.registry import Registry
 
 from .base import Base
-from .loop import Limits, run_job
-from .reporter import Stopped
+from .crew import Crew
+from .run import Limits
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-_RELEASE_TO = {Control.CONTINUE: "queued", Control.PAUSE: "paused", Control.CANCEL: "cancelled"}
 
 
 class Stop:
@@ -52,54 +51,33 @@ def worker_id() -> str:
 
 def work(registry: Registry, load: Callable[[], Base], limits: Limits, stop: Stop, *, once: bool = False) -> None:
     """Runs jobs until `stop`; with `once`, until none waits. The base is loaded for the first job and then kept."""
-    base: Base | None = None
-    name = worker_id()
+    crew = Crew(registry, load, limits, stop)
     while not stop():
-        claim = _claim(registry, name)
-        if claim is None:
-            if once:
-                return
+        claim = _claim(registry)
+        if claim is not None:
+            crew.join(claim)
+            _train(registry, crew)
+        elif once:
+            return
+        else:
             stop.wait(POLL_S)
-            continue
-        with _Ending(registry, claim):
-            base = base or load()
-            run_job(registry, base, claim, limits, stop)
 
 
-def _claim(registry: Registry, name: str) -> Claim | None:
+def _train(registry: Registry, crew: Crew) -> None:
+    """Until every member has ended; small jobs that wait may join."""
+    looked = time.monotonic()
+    while len(crew):
+        crew.round()
+        if time.monotonic() - looked > POLL_S:
+            looked = time.monotonic()
+            claim = _claim(registry) if crew.has_room() else None
+            if claim is not None:
+                crew.join(claim)
+
+
+def _claim(registry: Registry) -> Claim | None:
     try:
-        return registry.jobs.claim(name)
+        return registry.jobs.claim(worker_id())
     except Unavailable as error:
         log.warning("the registry does not answer: %s", error)
         return None
-
-
-class _Ending:
-    """Always writes how a claimed job ended, unless the claim has passed to somebody else; swallows the job's failure."""
-
-    def __init__(self, registry: Registry, claim: Claim) -> None:
-        self._jobs, self._claim = registry.jobs, claim
-
-    def __enter__(self) -> None:
-        log.info("job %s: claimed (epoch %d)", self._claim.job.id, self._claim.epoch)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _tb: object) -> bool:
-        if error is None:
-            log.info("job %s: published", self._claim.job.id)
-            return True
-        if not isinstance(error, Exception):
-            return False
-        try:
-            self._write(error)
-        except (Conflict, Unavailable) as late:
-            log.warning("job %s: its end could not be written: %s", self._claim.job.id, late)
-        return True
-
-    def _write(self, error: Exception) -> None:
-        log.info("job %s: ended with %s: %s", self._claim.job.id, type(error).__name__, error)
-        if isinstance(error, Stopped):
-            self._jobs.release(self._claim, _RELEASE_TO[error.control])  # type: ignore[arg-type]  # the three words
-        elif isinstance(error, TuneDockError) and not isinstance(error, Unavailable):
-            self._jobs.fail(self._claim, {"code": error.code, "message": error.message, "param": error.param})
-        else:
-            self._jobs.retry(self._claim, "".join(traceback.format_exception(error)))

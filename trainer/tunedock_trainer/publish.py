@@ -77,25 +77,26 @@ class Publisher:
     ) -> PreparedAdapter:
         """Everything that is measured is measured with the file as written, read back."""
         weights = folder / WEIGHTS_FILE
+        config = trainee.config
         export_weights(trainee.adapter, weights)
         served = served_adapter(weights, self._base.groups, dtype=self._base.dtype, device=self._base.device)
-        lora = self._job.config.lora
+        lora = config.lora
         lineage = self._lineage(step, final=final)
         parts = ManifestParts(
             lineage=lineage,
             base=self._base.facts.identity,
             serving=ServingProfile(chat_template_kwargs=self._job.knobs.chat_template_kwargs),
             probe=make_probe(self._base, served, self._job.data.held_out),
-            training=self._training(step),
+            training=self._training(trainee, step),
             metrics=metrics,
             packages={name: importlib.metadata.version(name) for name in _PACKAGES},
             trained_rank=lora.rank,
             trained_alpha=lora.alpha,
             trained_rslora=lora.rslora,
-            readme=model_card(self._job, self._base.facts.identity.id, lineage, metrics),
+            readme=model_card(self._job, config, self._base.facts.identity.id, lineage, metrics),
         )
-        config = export_config(trainee.adapter.modules.values(), self._base.facts.identity.id)
-        return prepare(config, weights, self._base.facts, parts)
+        peft = export_config(trainee.adapter.modules.values(), self._base.facts.identity.id)
+        return prepare(peft, weights, self._base.facts, parts)
 
     def _lineage(self, step: int, *, final: bool) -> Lineage:
         return Lineage(
@@ -107,8 +108,8 @@ class Publisher:
             seed=self._job.config.seed,
         )
 
-    def _training(self, step: int) -> dict[str, Any]:
-        config = self._job.config.model_dump(mode="json")
+    def _training(self, trainee: Trainee, step: int) -> dict[str, Any]:
+        config = trainee.config.model_dump(mode="json")
         data = self._job.data
         return {
             **config,

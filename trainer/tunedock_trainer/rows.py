@@ -49,12 +49,28 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What some examples have to learn: token `labels_M` with loss weight `weights_M`, in example `examples_M` (from 0).
+
+    `lengths` are the examples' token counts.
+    """
+
+    labels_M: Tensor
+    weights_M: Tensor
+    examples_M: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
 class Pass:
     """One forward pass.
 
     `input_ids` and `position_ids` have the shape [1, N] when packed, [B, L] (padded right) otherwise. `label_rows_M` are
-    the flattened positions whose next token, `labels_M`, is learned with `weights_M`; `examples_M` say to which of the
-    pass's examples each belongs. `lengths` are the examples' token counts in row order; `segments` cover all rows.
+    the flattened positions whose next token is learned. `segments` cover all rows.
     """
 
     layout: Layout
@@ -62,16 +78,17 @@ class Pass:
     position_ids: Tensor
     attention_mask: Tensor | None
     label_rows_M: Tensor
-    labels_M: Tensor
-    weights_M: Tensor
-    examples_M: Tensor
-    lengths: tuple[int, ...]
+    labels: Labels
     segments: tuple[Segment, ...]
     gathers: list[Gather] = field(default_factory=list)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        return self.labels.lengths
+
+    @property
     def num_tokens(self) -> int:
-        return sum(self.lengths)
+        return self.labels.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +128,12 @@ def build_pass(
         position_ids=_grid([range(length) for length in lengths], width, 0).to(device),
         attention_mask=_grid([[1] * length for length in lengths], width, 0).to(device) if width else None,
         label_rows_M=_flat([rows for rows, _, _ in labelled], torch.long).to(device),
-        labels_M=_flat([labels for _, labels, _ in labelled], torch.long).to(device),
-        weights_M=_flat([weights for _, _, weights in labelled], torch.float32).to(device),
-        examples_M=_flat([[number] * len(item[0]) for number, item in enumerate(labelled)], torch.long).to(device),
-        lengths=tuple(lengths),
+        labels=Labels(
+            labels_M=_flat([labels for _, labels, _ in labelled], torch.long).to(device),
+            weights_M=_flat([weights for _, _, weights in labelled], torch.float32).to(device),
+            examples_M=_flat([[number] * len(item[0]) for number, item in enumerate(labelled)], torch.long).to(device),
+            lengths=tuple(lengths),
+        ),
         segments=_segments(adapters or [0] * len(lengths), starts, lengths, width),
         gathers=[] if width else _gathers(lengths, starts, device),
     )

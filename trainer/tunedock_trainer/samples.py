@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from .base import Base
 from .linear import Active
 from .losses import Item
 from .probe import spread
@@ -19,13 +18,12 @@ _ALL_ROWS = 1 << 40
 
 
 @torch.no_grad()
-def show_samples(
-    base: Base, trainee: Trainee, items: Sequence[Item], count: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def show_samples(trainee: Trainee, items: Sequence[Item], count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields a line for people and the data: prompt, the data's answer, the adapter's answer."""
+    base = trainee.base
     for item in spread(items, count) if count else []:
         prompt, expected = _cut(item.sequences[0])
-        written = generate(base, trainee, prompt, min(MAX_NEW_TOKENS, 2 * len(expected) + 8))
+        written = generate(trainee, prompt, min(MAX_NEW_TOKENS, 2 * len(expected) + 8))
         answer = base.tokenizer.decode(list(written), skip_special_tokens=True)
         data = {
             "step": trainee.step,
@@ -36,8 +34,9 @@ def show_samples(
         yield f"Sample at step {trainee.step}: {answer[:200]}", data
 
 
-def generate(base: Base, trainee: Trainee, prompt: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
+def generate(trainee: Trainee, prompt: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
     """Greedy token ids after `prompt`, the stop token left out."""
+    base = trainee.base
     ids = torch.tensor([list(prompt)], device=base.device)
     everything = Active([trainee.adapter], [Segment(0, 0, _ALL_ROWS)])
     with base.lora.use(everything):

@@ -12,8 +12,7 @@ from .adapter import Adapter, ModuleLora
 from .base import Base
 from .losses import Item, Tally, loss_of, normaliser, sequence_logprobs
 from .optim import Optimizer, learning_rate
-from .passes import Cut, cut
-from .rows import Pass
+from .passes import cut
 from .sampler import Sampler
 from .settings import RunConfig
 
@@ -51,25 +50,11 @@ class Trainee:
     def at_epoch_end(self) -> bool:
         return self.step > 0 and self.step % self.sampler.steps_per_epoch == 0
 
-    def train_step(self) -> StepResult:
-        """Forward, backward and optimizer on the next batch."""
-        batch = self.sampler.batch(self.step)
-        tally = self.backward(batch)
-        return self.finish_step(tally)
-
-    def backward(self, batch: Sequence[Item]) -> Tally:
-        """Adds the gradients of the batch's mean loss."""
-        tally, divisor = Tally(), normaliser(batch, self.config.objective)
-        generator = self._generator()
-        for part in cut(batch, self.config.max_tokens):
-            rows = self.base.new_pass(part.sequences, packing=self.config.packing)
-            with self.base.running(rows, [self.adapter], dropout=self.config.lora.dropout, generator=generator):
-                loss, one = self._loss(rows, part, divisor)
-                loss.backward()
-            tally.add(one)
-        return tally
+    def next_batch(self) -> list[Item]:
+        return self.sampler.batch(self.step)
 
     def finish_step(self, tally: Tally) -> StepResult:
+        """The optimizer's step, with the gradients that are there; `tally` is passed on."""
         self.step += 1
         rate = learning_rate(self.step, self.total_steps, self.config.optim)
         norm = self.optimizer.step(rate)
@@ -82,7 +67,9 @@ class Trainee:
         for part in cut(items, self.config.max_tokens):
             rows = self.base.new_pass(part.sequences, packing=self.config.packing)
             with self.base.running(rows, [self.adapter]):
-                tally.add(self._loss(rows, part, divisor)[1])
+                scored = self.base.scores(rows)
+            own = self.config
+            tally.add(loss_of(scored, rows.labels, part.items, own.objective, divisor, own.beta)[1])
         return tally
 
     @torch.no_grad()
@@ -93,18 +80,14 @@ class Trainee:
         for part in cut(items, self.config.max_tokens):
             rows = self.base.new_pass(part.sequences, packing=self.config.packing)
             with self.base.running(rows, [self.adapter]):
-                sums = sequence_logprobs(self.base.scores(rows), rows).view(-1, 2).tolist()
+                sums = sequence_logprobs(self.base.scores(rows), rows.labels).view(-1, 2).tolist()
             for number, pair in zip(part.numbers, sums, strict=True):
                 found[number] = replace(items[number], reference=tuple(pair))
         return [found[number] for number in range(len(items))]
 
-    def _loss(self, rows: Pass, part: Cut, divisor: float) -> tuple[torch.Tensor, Tally]:
-        scored = self.base.scores(rows)
-        return loss_of(scored, rows, part.items, self.config.objective, divisor, self.config.beta)
-
-    def _generator(self) -> torch.Generator | None:
-        """Dropout depends on seed and step alone, so that a resumed run draws the same."""
+    def generator(self, part: int) -> torch.Generator | None:
+        """For the dropout of one pass; it depends on seed, step and part alone, so that a resumed run draws the same."""
         if not self.config.lora.dropout:
             return None
-        seed = random.Random(f"dropout:{self.config.seed}:{self.step}").getrandbits(63)  # noqa: S311  # not for secrets
+        seed = random.Random(f"dropout:{self.config.seed}:{self.step}:{part}").getrandbits(63)  # noqa: S311  # not for secrets
         return torch.Generator(device=self.base.device).manual_seed(seed)
