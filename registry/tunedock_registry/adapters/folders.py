@@ -33,8 +33,14 @@ _STAGING, _TRASH = "publish-", "trash-"
 class Folders(Protocol):
     """Where the files of versions are. All calls raise Unavailable when the store fails."""
 
-    def place(self, source: PreparedAdapter) -> None:
-        """Makes the folder durable; fine when it is there. Raises Rejected when the source changed since `prepare`."""
+    def place(self, source: PreparedAdapter) -> bool:
+        """Makes the folder durable; fine when it is there. False when what is there is damaged: it needs `repair`.
+
+        Raises Rejected when the source changed since `prepare`.
+        """
+
+    def repair(self, digest: str) -> None:
+        """Takes a damaged folder away. Under the registry's write lock alone: it may have become another, good one."""
 
     def exists(self, digest: str) -> bool: ...
 
@@ -59,15 +65,20 @@ class LocalFolders:
     fs: DurableFS
     wall: Callable[[], float] = time.time
 
-    def place(self, source: PreparedAdapter) -> None:
+    def place(self, source: PreparedAdapter) -> bool:
         with typed_io():
             target = self.home.adapter_dir(source.digest)
-            if target.exists() and not is_intact(target, source.digest):
-                self.remove(source.digest)
             if not target.exists():
                 self._install(files_of(source), target)
+            elif not is_intact(target, source.digest):
+                return False
             # Also for a folder that was there: whoever renamed it may have crashed before this line.
             self.fs.sync_dir(target.parent)
+            return True
+
+    def repair(self, digest: str) -> None:
+        if self.exists(digest) and not is_intact(self.home.adapter_dir(digest), digest):
+            self.remove(digest)
 
     def exists(self, digest: str) -> bool:
         return self.home.adapter_dir(digest).is_dir()
@@ -88,14 +99,17 @@ class LocalFolders:
     def stored(self) -> Iterator[tuple[str, float]]:
         with typed_io():
             for folder in sorted(self.home.adapters.glob("sha256-*")):
-                yield folder.name.removeprefix("sha256-"), self._age_s(folder)
+                with suppress(FileNotFoundError):
+                    yield folder.name.removeprefix("sha256-"), self._age_s(folder)
 
     def sweep(self, older_than_s: float) -> None:
         with typed_io():
             for path in sorted(self.home.tmp.iterdir()):
-                stale = path.name.startswith(_STAGING) and self._age_s(path) >= older_than_s
-                if stale or path.name.startswith(_TRASH):
-                    self.fs.remove_tree(path)
+                # Another collector may be faster.
+                with suppress(FileNotFoundError):
+                    stale = path.name.startswith(_STAGING) and self._age_s(path) >= older_than_s
+                    if stale or path.name.startswith(_TRASH):
+                        self.fs.remove_tree(path)
 
     def _age_s(self, path: Path) -> float:
         return self.wall() - path.stat().st_mtime
@@ -133,7 +147,8 @@ class LocalFolders:
             # Somebody has placed the same bytes meanwhile: a folder replaces only an empty folder.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        else:
+            return
+        with suppress(FileNotFoundError):  # A collector may have taken it already.
             self.fs.chmod(target, 0o500)
 
 

@@ -18,7 +18,7 @@ from .moving import Moving
 from .rows import any_adapter, find_version, load_manifest, ref_of, version_record
 from .versions import STORED
 
-_TRIES = 3
+_TRIES = 10
 _NO_ATTEMPT = Attempt()
 
 
@@ -65,8 +65,11 @@ class Publishing(Moving):
         check_name(name, "adapter")
         made = _Made(project, name, source, origin, claim, job_result, checkpoint_step, attempt)
         for _ in range(_TRIES):
-            self._folders.place(source)
+            whole = self._folders.place(source)
             with self._db.write() as session:
+                if not whole:
+                    self._folders.repair(source.digest)
+                    continue
                 known = _known(session, made, self._clock.now())
                 if known is not None:
                     return _record(*find_version(session, known))

@@ -121,6 +121,10 @@ class Reading:
         """A local folder with the version's files; read only. Raises Unavailable (`adapter_unavailable`)."""
         return self._folders.path(version.digest)
 
+    def fetch(self, digest: str) -> Path:
+        """As `path`, for whoever knows only the digest."""
+        return self._folders.path(digest)
+
     def open_file(self, version: VersionRecord, name: str) -> BinaryIO:
         """One of the version's files, for download. Raises NotFound, Unavailable."""
         if name not in PUBLIC_FILES:

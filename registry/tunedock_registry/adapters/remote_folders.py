@@ -31,11 +31,16 @@ class RemoteFolders:
     store: ObjectStore
     local: LocalFolders
 
-    def place(self, source: PreparedAdapter) -> None:
-        self.local.place(source)
+    def place(self, source: PreparedAdapter) -> bool:
+        if not self.local.place(source):
+            return False
         folder = self.local.path(source.digest)
         for name in _FILES:
             self.store.create(_key(source.digest, name), folder / name)
+        return True
+
+    def repair(self, digest: str) -> None:
+        self.local.repair(digest)
 
     def exists(self, digest: str) -> bool:
         # All of them: somebody may have begun to store the manifest while a collector was deleting the rest.
