@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,16 @@ from tunedock_server.pool import EnginePool, GenerateRequest, Pinned, Sampling
 
 BASE = Pinned(MODEL_ID)
 Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+async def clean(bf16: EnginePool, versions: tuple[Pinned, ...]) -> AsyncIterator[None]:
+    """Each test begins and ends with the three versions in their slots and nothing else."""
+    yield
+    for digest in (await bf16.residency()).keys() - {version.digest for version in versions}:
+        await bf16.unload(digest)
+    for version in versions:
+        await bf16.load(version)
 
 
 async def _answer(engine: EnginePool, pinned: Pinned, prompt: str = "The capital of France is") -> tuple[str, int]:
@@ -77,11 +87,11 @@ async def test_a_rank_above_the_cap_is_rejected(bf16: EnginePool, base: BaseFact
 
 
 async def test_missing_and_changed_files_are_one_typed_error(bf16: EnginePool, base: BaseFacts, tmp_path: Path) -> None:
-    for public, damage in (
-        ("gone@1", Path.unlink),
-        ("bent@1", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")),
+    for public, seed, damage in (
+        ("gone@1", 5, Path.unlink),
+        ("bent@1", 6, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")),
     ):
-        version = random_version(tmp_path, base, public, 5)
+        version = random_version(tmp_path, base, public, seed)
         assert version.path is not None
         damage(version.path / WEIGHTS_FILE)
         with pytest.raises(Unavailable) as caught:
@@ -105,7 +115,7 @@ async def test_version_two_never_reuses_version_ones_prefix_blocks(
     bf16: EnginePool, base: BaseFacts, tmp_path: Path
 ) -> None:
     long_prompt = "The quick brown fox jumps over the lazy dog near the river bank. " * 30
-    one, two = (random_version(tmp_path, base, f"line@{n}", 40 + n, strength=0.01) for n in (1, 2))
+    one, two = (random_version(tmp_path, base, f"line@{n}", 40 + n, strength=0.05) for n in (1, 2))
     await bf16.load(one)
     first, _ = await _answer(bf16, one, long_prompt)
     again, cached = await _answer(bf16, one, long_prompt)
@@ -118,7 +128,6 @@ async def test_version_two_never_reuses_version_ones_prefix_blocks(
     await bf16.unload(str(one.digest))
     back, _ = await _answer(bf16, two, long_prompt)
     assert back == other
-    await bf16.unload(str(two.digest))
 
 
 async def test_loading_while_others_stream_changes_no_answer(
@@ -130,7 +139,6 @@ async def test_loading_while_others_stream_changes_no_answer(
     busy = await asyncio.gather(*(_answer(bf16, pinned) for pinned in (BASE, versions[0]) * 4))
     await loads
     assert {text for text, _ in busy} == {text for text, _ in quiet}
-    await bf16.unload(str(new.digest))
 
 
 async def test_callers_that_wait_for_one_version_share_one_load(
@@ -142,7 +150,6 @@ async def test_callers_that_wait_for_one_version_share_one_load(
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(result) for result in results[1:]] == [type(None)] * 7
     assert (await bf16.residency())[str(version.digest)] == "slot"
-    await bf16.unload(str(version.digest))
 
 
 async def test_more_versions_than_slots_take_turns_and_host_places_are_bounded(
@@ -157,8 +164,6 @@ async def test_more_versions_than_slots_take_turns_and_host_places_are_bounded(
     assert answers[:6] == [(text, cached) for text, cached in answers[6:]]
     places = await bf16.residency()
     assert sorted(places.values()).count("slot") == 3
-    for version in extra[:3]:
-        await bf16.unload(str(version.digest))
 
 
 async def test_unloading_frees_memory_and_a_running_request_forbids_it(
@@ -195,8 +200,6 @@ async def test_pins_leave_one_slot_free_and_need_a_loaded_version(
         await bf16.pin(str(pinned[2].digest))
     places = await bf16.residency()
     assert sorted(places[str(version.digest)] for version in pinned) == ["pinned", "pinned", "slot"]
-    for version in pinned:
-        await bf16.unload(str(version.digest))
 
 
 async def test_a_pinned_request_needs_both_a_digest_and_a_path(versions: tuple[Pinned, ...]) -> None:

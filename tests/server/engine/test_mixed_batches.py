@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from tunedock_server.pool import EnginePool, GenerateRequest, Pinned, Sampling
 
 BASE = Pinned(MODEL_ID)
+PROMPT_IDS = ([504, 3575, 282, 4649, 314], [9690, 198, 2683, 359, 253, 5356, 5646], [33, 28, 216, 34, 28, 216, 35])
 PROMPTS = (
     "The capital of France is",
     "Write one sentence about the sea and the people who live beside it all year round:",
@@ -76,9 +77,11 @@ async def test_versions_differ_from_the_base_by_far_more_than_the_tolerance(
 
 
 async def _text(engine: EnginePool, number: int, pinned: Pinned) -> list[int]:
-    """A prompt with what the version makes of it: 24 tokens or more that it finds likely."""
-    tokens = await _greedy(engine, f"text{number}", PROMPTS[number % len(PROMPTS)], pinned)
-    return [504, 3575, 282, 4649, *tokens]
+    """A prompt with the 20 tokens that the version itself continues it with, so that none is very unlikely."""
+    prompt = PROMPT_IDS[number % len(PROMPT_IDS)]
+    sampling = Sampling(max_tokens=20, temperature=0.0, ignore_eos=True)
+    deltas = engine.generate(GenerateRequest(f"text{number}", token_ids=prompt, sampling=sampling), pinned)
+    return [*prompt, *[token async for delta in deltas for token in delta.token_ids]]
 
 
 def _peft_logprobs(
