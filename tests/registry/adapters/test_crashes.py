@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from support.faulty_fs import Crash
+from support.postgres import Postgres
 from support.power_loss import World
 from support.registry import FakeTime, open_registry
 from support.shelf import Shelf
@@ -74,8 +75,11 @@ ACTIONS = [
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    """Two ready versions, `production` on the first."""
-    shelf = Shelf.open(tmp_path_factory.mktemp("shelf"))
+    return _fill(Shelf.open(tmp_path_factory.mktemp("shelf")))
+
+
+def _fill(shelf: Shelf) -> Shelf:
+    """Two ready versions, `production` on the first; closed."""
     for seed in (1, 2):
         shelf.ready(seed=seed)
     shelf.promote(1)
@@ -109,6 +113,8 @@ class Run:
     shelf: Shelf
     action: Action
     folder: Path
+    copy_database: Callable[[], str | None] = lambda: None
+    urls: list[str | None] = field(default_factory=list)
 
     def crash(
         self, at: int, rng: random.Random | None, on_commit: Callable[[], object] | None = None
@@ -134,10 +140,11 @@ class Run:
         """As before the action."""
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(self.shelf.registry.home.root, self.folder / "home")
+        self.urls[:] = [self.copy_database()]
         return self
 
     def open(self, world: World | None = None) -> Registry:
-        return open_registry(self.folder / "home", FakeTime(wall_s=NOW), fs=world)
+        return open_registry(self.folder / "home", FakeTime(wall_s=NOW), fs=world, database_url=self.urls[0])
 
     def check(self, allowed: set[State], final: State, hint: str) -> None:
         """The state is one that a run without a crash goes through; doing it again completes it and leaves no garbage."""
@@ -180,6 +187,31 @@ def test_a_crash_at_every_step_leaves_the_old_state_or_the_new_one(
     for at in range(1, steps + 1):
         crashed = run.crash(at, random.Random(seed + at) if power_cut else None)[1]
         assert crashed
+        run.check(allowed, final, f"{action.name}, step {at} of {steps}, seed {seed}")
+
+
+@pytest.fixture(scope="module")
+def on_postgres(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shelf, Callable[[], str]]:
+    """The same shelf on PostgreSQL, and a way to copy its database."""
+    shelf = _fill(Shelf.open(tmp_path_factory.mktemp("shelf"), postgres.create_database("crash_template")))
+
+    def copy() -> str:
+        postgres.drop_database("crash_copy")
+        return postgres.create_database("crash_copy", template="crash_template")
+
+    return shelf, copy
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("action", ACTIONS, ids=[action.name for action in ACTIONS])
+def test_crashes_on_postgres(on_postgres: tuple[Shelf, Callable[[], str]], fast_folder: Path, action: Action) -> None:
+    shelf, copy = on_postgres
+    run = Run(shelf, action, fast_folder / "run", copy)
+    steps, allowed, final = _rehearse(run)
+    seed = random.SystemRandom().randrange(2**32)
+    # Copying a database takes a tenth of a second: every third step, each time others.
+    for at in range(1 + seed % 3, steps + 1, 3):
+        run.crash(at, random.Random(seed + at))
         run.check(allowed, final, f"{action.name}, step {at} of {steps}, seed {seed}")
 
 

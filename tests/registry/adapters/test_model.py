@@ -14,7 +14,7 @@ from tunedock_registry.adapters.intake import PreparedAdapter
 from tunedock_registry.registry import Registry
 
 QUICK = settings(stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-LONG = settings(QUICK, max_examples=500, stateful_step_count=50)
+LONG = settings(QUICK, max_examples=150, stateful_step_count=50)
 
 Opened = Callable[[], tuple[Registry, Registry, FakeTime]]
 
