@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ async def test_loading_hardly_disturbs_another_stream(engine: EnginePool, tmp_pa
             load = asyncio.create_task(engine.load(new))
     assert load is not None
     await load
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     print(f"median gap {1000 * statistics.median(gaps):.2f} ms, longest {1000 * max(gaps[10:]):.2f} ms")
     await engine.unload(str(new.digest))
     assert str(new.digest) not in await engine.residency()

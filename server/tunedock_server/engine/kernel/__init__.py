@@ -18,8 +18,12 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _SOURCES = ("lora.c", "lora_body.h")
-# -march=native makes the library this machine's own; NaN and infinity must survive so that a bad adapter shows.
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-shared", "-fPIC")
+# -march=native makes the library this machine's own. Not -ffast-math: linking with that switches denormals off for the
+# whole process (GCC bug 55522), and NaN must survive so that a bad adapter shows.
+_FLAGS = (
+    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
+)
 _MAX_SLICES = 7
 _log = logging.getLogger("tunedock.engine")
 
@@ -59,7 +63,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _log.warning("The LoRA kernel cannot be built here, torch operators are used instead: %s", error)
         return None
     for name in ("tunedock_lora_bf16", "tunedock_lora_f32"):
