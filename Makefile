@@ -10,7 +10,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 export TUNEDOCK_HOME ?= $(CURDIR)/.home
 
-.PHONY: setup demo test check campaign protos bench lock clean
+.PHONY: setup demo test check campaign protos docs bench lock clean
 
 setup: $(VENV)/.ready-$(TARGET)
 
@@ -52,6 +52,9 @@ check: setup
 
 protos: setup
 	$(BIN)/python protos/generate.py
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)

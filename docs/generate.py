@@ -194,7 +194,7 @@ def _read(name: str) -> str | None:
 def main() -> None:
     if sys.argv[1:] == ["--check"]:
         if names := stale():
-            sys.exit(f"docs: not current: {', '.join(names)}. Run: python docs/generate.py")
+            sys.exit(f"docs: not current: {', '.join(names)}. Run: make docs")
         return
     REFERENCE.mkdir(exist_ok=True)
     for name, page in PAGES.items():
