@@ -49,9 +49,14 @@ class HostedAdapters:
         if task is None:
             self._admit(digest)
             task = self._staging[digest] = asyncio.create_task(self._stage(pinned, digest, load))
-            task.add_done_callback(lambda _: self._staging.pop(digest))
+            task.add_done_callback(lambda done: self._work_is_over(digest, done))
         # One caller that gives up must not take the load away from the others.
         await asyncio.shield(task)
+
+    def _work_is_over(self, digest: str, task: asyncio.Task[None]) -> None:
+        del self._staging[digest]
+        if not task.cancelled():
+            task.exception()  # seen, even when every caller has gone
 
     def _admit(self, digest: str) -> None:
         taken = len(self._resident.keys() | self._staging.keys() | {digest})
@@ -88,6 +93,7 @@ class HostedAdapters:
     async def unload(self, digest: str) -> None:
         if self._running[digest]:
             raise Conflict(f"Version {digest[:12]} still answers {self._running[digest]} requests.", "version_in_use")
+        del self._running[digest]
         lora = self._resident.pop(digest, None)
         self._loaded.discard(digest)
         self._pinned.discard(digest)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from tunedock_api.errors import Unavailable
 from tunedock_api.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
+MAX_REMEMBERED = 4_096
 Signature = tuple[tuple[int, int, int, int], ...]
 
 
@@ -24,6 +25,8 @@ class VerifiedFiles:
             signature = _signature(path)
             if self._seen.get(digest) != signature:
                 _check(path, digest)
+                if len(self._seen) >= MAX_REMEMBERED:
+                    self._seen.clear()
                 self._seen[digest] = signature
         except (OSError, ValueError, ValidationError) as error:
             self._seen.pop(digest, None)

@@ -1,0 +1,75 @@
+"""A version's files against its digest, before the engine reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from tunedock_api.errors import Unavailable
+from tunedock_api.manifest import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    BaseModelIdentity,
+    FileEntry,
+    Identity,
+    Lineage,
+    LoraShape,
+    Manifest,
+)
+from tunedock_server.engine.intake import VerifiedFiles
+
+CONTENT = {CONFIG_FILE: b"{}", WEIGHTS_FILE: b"weights" * 100}
+
+
+def _publish(folder: Path) -> str:
+    """Writes a version's three files; returns its digest."""
+    for name, data in CONTENT.items():
+        (folder / name).write_bytes(data)
+    files = {n: FileEntry(sha256=hashlib.sha256(d).hexdigest(), size_bytes=len(d)) for n, d in CONTENT.items()}
+    base = BaseModelIdentity(id="b", config_sha256="0", tokenizer_sha256="0", chat_template_sha256="0")
+    identity = Identity(files=files, base_model=base)
+    manifest = Manifest(
+        digest=identity.digest(),
+        identity=identity,
+        lora=LoraShape(rank=1, target_modules=("q_proj",), num_parameters=1),
+        lineage=Lineage(origin="imported"),
+    )
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    return manifest.digest
+
+
+def test_untouched_files_pass_again_and_again(tmp_path: Path) -> None:
+    digest, files = _publish(tmp_path), VerifiedFiles()
+    files.verify(tmp_path, digest, "a@1")
+    files.verify(tmp_path, digest, "a@1")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE])
+def test_a_missing_file_is_unavailable_without_its_path(tmp_path: Path, name: str) -> None:
+    digest, files = _publish(tmp_path), VerifiedFiles()
+    files.verify(tmp_path, digest, "a@1")
+    (tmp_path / name).unlink()
+    with pytest.raises(Unavailable, match=r"a@1 cannot be loaded: its files are missing") as caught:
+        files.verify(tmp_path, digest, "a@1")
+    assert caught.value.code == "adapter_unavailable"
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE])
+def test_a_changed_byte_is_noticed_also_after_it_was_verified(tmp_path: Path, name: str) -> None:
+    digest, files = _publish(tmp_path), VerifiedFiles()
+    files.verify(tmp_path, digest, "a@1")
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1] + b"#")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(Unavailable, match="damaged"):
+        files.verify(tmp_path, digest, "a@1")
+
+
+def test_files_of_another_version_are_noticed(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    with pytest.raises(Unavailable, match="damaged"):
+        VerifiedFiles().verify(tmp_path, "0" * 64, "a@1")
