@@ -101,5 +101,6 @@ def test_the_openai_client_is_configured_for_this_service(client: TuneDock) -> N
     assert answer.model == BASE
 
 
-def test_capacity_tells_the_slots(client: TuneDock) -> None:
-    assert client.capacity()["slots"] == 2
+def test_capacity_tells_the_slots_and_the_base_model(client: TuneDock) -> None:
+    told = client.capacity()
+    assert (told["slots"], told["base_model"], told["lora_backend"]) == (2, BASE, "tunedock-cpu")

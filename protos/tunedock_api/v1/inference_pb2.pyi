@@ -560,6 +560,14 @@ class Capacity(google.protobuf.message.Message):
     MAX_LORA_RANK_FIELD_NUMBER: builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
+    BASE_MODEL_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    LORA_BACKEND_FIELD_NUMBER: builtins.int
+    KV_TOKENS_FIELD_NUMBER: builtins.int
+    SLOTS_PINNED_FIELD_NUMBER: builtins.int
+    REGISTERED_VERSIONS_FIELD_NUMBER: builtins.int
+    WAITING_REQUESTS_FIELD_NUMBER: builtins.int
     slots: builtins.int
     """Distinct adapters that one batch can hold."""
     slots_used: builtins.int
@@ -571,6 +579,18 @@ class Capacity(google.protobuf.message.Message):
     max_model_len: builtins.int
     degraded: builtins.str
     """Why something does not work as it should; "" = all is well."""
+    base_model: builtins.str
+    device: builtins.str
+    """cpu or cuda."""
+    dtype: builtins.str
+    lora_backend: builtins.str
+    """Who computes the adapters: tunedock-cpu or vllm."""
+    kv_tokens: builtins.int
+    """Tokens whose attention state fits at once."""
+    slots_pinned: builtins.int
+    registered_versions: builtins.int
+    waiting_requests: builtins.int
+    """Requests that wait for their turn in a slot."""
     def __init__(
         self,
         *,
@@ -582,7 +602,15 @@ class Capacity(google.protobuf.message.Message):
         max_lora_rank: builtins.int = ...,
         max_model_len: builtins.int = ...,
         degraded: builtins.str = ...,
+        base_model: builtins.str = ...,
+        device: builtins.str = ...,
+        dtype: builtins.str = ...,
+        lora_backend: builtins.str = ...,
+        kv_tokens: builtins.int = ...,
+        slots_pinned: builtins.int = ...,
+        registered_versions: builtins.int = ...,
+        waiting_requests: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes_per_slot", b"bytes_per_slot", "degraded", b"degraded", "host_slots", b"host_slots", "host_slots_used", b"host_slots_used", "max_lora_rank", b"max_lora_rank", "max_model_len", b"max_model_len", "slots", b"slots", "slots_used", b"slots_used"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_model", b"base_model", "bytes_per_slot", b"bytes_per_slot", "degraded", b"degraded", "device", b"device", "dtype", b"dtype", "host_slots", b"host_slots", "host_slots_used", b"host_slots_used", "kv_tokens", b"kv_tokens", "lora_backend", b"lora_backend", "max_lora_rank", b"max_lora_rank", "max_model_len", b"max_model_len", "registered_versions", b"registered_versions", "slots", b"slots", "slots_pinned", b"slots_pinned", "slots_used", b"slots_used", "waiting_requests", b"waiting_requests"]) -> None: ...
 
 Global___Capacity: typing_extensions.TypeAlias = Capacity
