@@ -30,14 +30,17 @@ class Saved:
 
 
 class Checkpoints:
-    """The states of one run, in `folder`; `digest` identifies the run's settings and data: others are not resumed."""
+    """The states of one run, in `folder`; `digest` identifies the run's settings and data: others are not resumed.
 
-    def __init__(self, folder: Path, digest: str) -> None:
-        self._folder, self._digest = folder, digest
+    `epoch` is the claim's: a trainer that was stopped and wakes up after another took over writes into folders of its own.
+    """
+
+    def __init__(self, folder: Path, digest: str, epoch: int = 0) -> None:
+        self._folder, self._digest, self._epoch = folder, digest, epoch
 
     def save(self, trainee: Trainee, notes: dict[str, Any], best: Tensor | None = None) -> Saved:
         """Writes the state after `trainee.step` steps and drops all but the last two. `best` are the best weights so far."""
-        target = self._folder / f"step-{trainee.step:08d}"
+        target = self._folder / f"step-{trainee.step:08d}-{self._epoch:06d}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         tensors = {"params": trainee.adapter.params, **trainee.optimizer.state()}

@@ -92,8 +92,9 @@ def _line(row: Row) -> str:
 
 
 def _read(path: Path) -> list[Row]:
-    """The whole lines of the file; a torn last line is dropped."""
+    """The whole lines of the file, the last one of each step; a torn last line is dropped."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [Row(**json.loads(line)) for line in lines]
+    rows = [Row(**json.loads(line)) for line in lines]
+    return list({row.step: row for row in rows}.values())

@@ -39,7 +39,9 @@ def train_job(registry: Registry, base: Base, claim: Claim, limits: Limits, stop
             run = Run(registry, variant, trainee, with_references(trainee, variant), reporter, publisher, limits)
             # 3. Steps, with validation and checkpoints at the ends of epochs.
             while not run.done:
-                run.after_step((yield Wanted(trainee, trainee.next_batch())))
+                tally = yield Wanted(trainee, trainee.next_batch())
+                reporter.check_claim()
+                run.after_step(tally)
                 _check(run, reporter, stopping)
             runs.append(run.close())
         # 4. The best weights become a version, and the job succeeds in the same transaction.
@@ -68,6 +70,6 @@ def _check(run: Run, reporter: Reporter, stopping: Callable[[], bool]) -> None:
         if stopping():
             raise Stopped(Control.CONTINUE, "the trainer shuts down")
     except Stopped as stop:
-        if stop.control is not Control.CANCEL:
+        if stop.control is not Control.CANCEL and not stop.lost:
             run.save()
         raise

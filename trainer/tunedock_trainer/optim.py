@@ -52,6 +52,5 @@ class Optimizer:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes what `state` gave."""
         if state:
-            self._adamw.state[self._parameter] = {
-                key: value.to(self._parameter.device if value.dim() else "cpu") for key, value in state.items()
-            }
+            device = self._parameter.device
+            self._adamw.state[self._parameter] = {key: value.to(device) for key, value in state.items()}

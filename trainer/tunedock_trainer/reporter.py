@@ -20,15 +20,17 @@ from tunedock_registry.records import Claim, Control, EventLevel, EventType
 
 _LOOK_S = 0.5
 _UNREACHABLE_S = 20.0
+_STALE_S = 10.0
 Write = Callable[[], object]
 
 
 class Stopped(Exception):
-    """Training must end now: `control` says why. CANCEL also when the claim has passed to somebody else."""
+    """Training must end now: `control` says why, CONTINUE meaning "for no fault of the job". `lost`: the claim has passed to
+    somebody else, or nobody knows whose it is; then nothing more may be written."""
 
-    def __init__(self, control: Control, reason: str) -> None:
+    def __init__(self, control: Control, reason: str, *, lost: bool = False) -> None:
         super().__init__(reason)
-        self.control = control
+        self.control, self.lost = control, lost
 
 
 class Reporter:
@@ -61,18 +63,30 @@ class Reporter:
 
     def check(self) -> None:
         """Raises Stopped when the job was cancelled, paused or taken over."""
-        if self._lost is not None:
-            raise Stopped(Control.CANCEL, f"the claim is lost: {self._lost}")
+        self.check_claim()
         if self._control is not Control.CONTINUE:
             raise Stopped(self._control, f"the job is to {self._control.value}")
 
+    def check_claim(self) -> None:
+        """Raises Stopped when the claim is lost. After a while without contact, such as a SIGSTOP, it asks the registry
+        first."""
+        if time.monotonic() - self._reached > _STALE_S and self._thread.is_alive():
+            self._catch_up()
+        if self._lost is not None:
+            raise Stopped(Control.CONTINUE, f"the claim is lost: {self._lost}", lost=True)
+
     def flush(self) -> None:
         """Returns when everything told so far is written. Raises Stopped as `check`."""
-        done = threading.Event()
-        self._queue.put(done.set)
-        while not done.wait(0.1) and self._thread.is_alive():
-            self.check()
+        self._catch_up()
         self.check()
+
+    def _catch_up(self) -> None:
+        """Waits until the thread has written what is queued and has looked at the job after it."""
+        done = threading.Event()
+        self._queue.put(self._look)
+        self._queue.put(done.set)
+        while not done.wait(0.1) and self._thread.is_alive() and self._lost is None:
+            pass
 
     def _run(self) -> None:
         while True:
@@ -96,10 +110,19 @@ class Reporter:
                     self._lost = error
                 time.sleep(0.2)
             except TuneDockError as error:
-                self._lost = error
+                self._refused(error)
+                return
             else:
                 self._reached = time.monotonic()
                 return
+
+    def _refused(self, error: TuneDockError) -> None:
+        """A cancelled job takes no more writes either, but is still ours to let go of."""
+        job = self._jobs.find(self._claim.job.id)
+        if job.status == "cancelled" and job.epoch == self._claim.epoch:
+            self._control = Control.CANCEL
+        else:
+            self._lost = error
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -108,9 +131,7 @@ class Reporter:
             self._next_beat = now + HEARTBEAT_S
             return
         job = self._jobs.find(self._claim.job.id)
-        if job.status == "cancelled" and job.epoch == self._claim.epoch:
-            self._control = Control.CANCEL
-        elif job.epoch != self._claim.epoch or job.status not in ("running", "paused"):
-            self._lost = Conflict(f"the job is {job.status}, epoch {job.epoch}", "stale_lease")
-        elif job.status == "paused":
+        if job.epoch != self._claim.epoch or job.status not in ("running", "paused"):
+            raise Conflict(f"the job is {job.status}, epoch {job.epoch}", "stale_lease")
+        if job.status == "paused":
             self._control = Control.PAUSE

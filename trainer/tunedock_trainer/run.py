@@ -65,7 +65,7 @@ class Run:
         self.trainee = trainee
         self._job, self._validation, self._reporter = job, validation, reporter
         self._publisher, self._limits = publisher, limits
-        self._checkpoints = Checkpoints(job.folder / "state", job.digest)
+        self._checkpoints = Checkpoints(job.folder / "state", job.digest, job.claim.epoch)
         saved = self._checkpoints.restore(trainee)
         self._best = Best(**saved.notes["best"], weights=saved.best) if saved else Best()
         self.history = History(job.folder / "metrics.jsonl", trainee.step)
