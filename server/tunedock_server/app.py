@@ -83,7 +83,7 @@ class Server:
         self.trainer = trainer
         self.leases = Leases()
         self.catalog = Catalog(registry, base_model)
-        self.residents = Residents(pool, _limits(settings))
+        self.residents = Residents(pool, _limits(settings), registry.adapters.fetch)
         self.reconciler = Reconciler(self.residents, self.catalog.pinned)
         self.keeper = EngineKeeper(
             pool, self._restore, max_deaths=settings.engine_restarts, window_s=settings.engine_window_s
@@ -225,9 +225,8 @@ class Server:
         if self.keeper.up:
             await self.reconciler.evict_unoffered(self.catalog.snapshot)
         in_use = self.leases.in_use() | self.residents.states().keys()
-        gone = await asyncio.to_thread(self.registry.adapters.collect, in_use, self.settings.collect_grace_s)
-        for version in gone:
-            self.leases.forget(version.digest)
+        await asyncio.to_thread(self.registry.adapters.collect, in_use, self.settings.collect_grace_s)
+        await asyncio.to_thread(self.registry.collector.collect)
 
     def _readings(self) -> Iterable[Reading]:
         states, stats = self.residents.states(), self.residents.stats

@@ -9,7 +9,6 @@ asked to, and a lease object that is dropped without release gives itself back w
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,7 +25,6 @@ class Lease:
     """One request's hold on one digest. `release` may be called any number of times."""
 
     digest: str
-    since: float
     _finish: weakref.finalize[[str], Lease] = field(init=False, repr=False)
 
     def release(self) -> None:
@@ -41,19 +39,14 @@ class Lease:
 class Leases:
     """Counts per digest. The garbage collector may call a finalizer on any thread, hence the (re-entrant) lock."""
 
-    on_release: Callable[[str], None] = lambda digest: None
-    clock: Callable[[], float] = time.monotonic
     _counts: Counter[str] = field(default_factory=Counter)
-    _last_use: dict[str, float] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def acquire(self, digest: str | None) -> Lease:
         key = digest or BASE
-        now = self.clock()
         with self._lock:
             self._counts[key] += 1
-            self._last_use[key] = now
-        lease = Lease(key, now)
+        lease = Lease(key)
         lease._finish = weakref.finalize(lease, self._give_back, key)
         return lease
 
@@ -70,8 +63,6 @@ class Leases:
             self._counts[key] -= 1
             if not self._counts[key]:
                 del self._counts[key]
-            self._last_use[key] = self.clock()
-        self.on_release(key)
 
     def count(self, digest: str | None) -> int:
         return self._counts.get(digest or BASE, 0)
@@ -82,14 +73,6 @@ class Leases:
     def in_use(self) -> set[str]:
         """Digests with at least one lease, without the base model."""
         return {digest for digest in self._counts if digest != BASE}
-
-    def last_use(self, digest: str) -> float | None:
-        """Monotonic seconds of the last acquire or release; None when it was never used here."""
-        return self._last_use.get(digest)
-
-    def forget(self, digest: str) -> None:
-        """Drops the last-use time of a collected version, so that memory does not grow with every version."""
-        self._last_use.pop(digest, None)
 
 
 class LeasedStream(Generic[T]):

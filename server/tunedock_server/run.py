@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
+WORK_THREADS = 16  # for the registry and the disk; a check of an upload holds one for its whole time
 CLOSE_S = 5.0  # for connections that are still open after the drain
 
 
@@ -90,6 +92,7 @@ async def serve(server: Server, sock: socket.socket, announce: Callable[[str], N
 
     SIGTERM and SIGINT drain; a second one ends at once.
     """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORK_THREADS, "work"))
     listeners, asked, grace_s = Listeners(server, sock), asyncio.Event(), CLOSE_S
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, asked, asyncio.current_task())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from tunedock_registry.adapters.snapshot import Snapshot
 from tunedock_registry.registry import Registry
@@ -51,12 +52,23 @@ class Watcher:
         await self._on_change(before, self._catalog.snapshot)
 
     async def run(self) -> None:
+        thread = ThreadPoolExecutor(1, "registry-watch")
+        try:
+            await self._run(thread)
+        finally:
+            thread.shutdown(wait=False)
+
+    async def _run(self, thread: Executor) -> None:
+        """The wait has a thread of its own: it would hold one of the loop's for good."""
         while True:
-            await asyncio.sleep(self._poll_s)
             try:
+                await asyncio.get_running_loop().run_in_executor(
+                    thread, self._registry.wait_for_change, self._seen, self._poll_s
+                )
                 await self.look()
                 self.failing = False
             except Exception:
                 if not self.failing:
                     log.exception("the registry cannot be read; serving what is known")
                 self.failing = True
+                await asyncio.sleep(self._poll_s)

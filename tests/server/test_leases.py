@@ -97,15 +97,3 @@ def test_the_base_model_has_leases_but_is_no_digest_in_use() -> None:
     with leases.hold(None):
         assert leases.total() == 1
         assert leases.in_use() == set()
-
-
-def test_last_use_follows_acquire_and_release_until_forgotten() -> None:
-    now = [10.0]
-    leases = Leases(clock=lambda: now[0])
-    lease = leases.acquire(DIGEST)
-    assert leases.last_use(DIGEST) == 10.0
-    now[0] = 12.5
-    lease.release()
-    assert leases.last_use(DIGEST) == 12.5
-    leases.forget(DIGEST)
-    assert leases.last_use(DIGEST) is None

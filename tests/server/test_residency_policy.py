@@ -145,3 +145,9 @@ def test_victims_are_the_least_recently_used_that_nothing_holds() -> None:
     assert victims(resident, 3, keep={"a", "b"}, incoming=["e"]) == ["c", "d"]
     assert victims(resident, 4, keep=set(), incoming=["a"]) == []
     assert victims(resident, 4, keep=set(resident), incoming=["e"]) == []
+
+
+def test_what_aliases_point_to_leaves_host_memory_last() -> None:
+    resident = {"alias": 1.0, "old": 2.0, "new": 3.0}
+    assert victims(resident, 3, keep=set(), incoming=["e"], preferred={"alias"}) == ["old"]
+    assert victims(resident, 1, keep=set(), incoming=["e"], preferred={"alias"}) == ["old", "new", "alias"]

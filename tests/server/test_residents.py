@@ -152,3 +152,13 @@ async def test_after_an_engine_restart_pins_and_residents_come_back(tmp_path: Pa
     residents.engine_started()
     await residents.restore([versions[0]], remembered)
     assert await pool.residency() == {versions[0].digest: "pinned", versions[1].digest: "host"}
+
+
+async def test_a_version_is_prepared_in_a_slot_only_when_nobody_has_to_yield(tmp_path: Path) -> None:
+    pool, residents, versions = await rig(tmp_path, slots=1)
+    leave = await residents.use(versions[0])
+    await residents.prepare(versions[1])
+    assert (await pool.residency())[str(versions[1].digest)] == "host"
+    leave()
+    await residents.prepare(versions[2])
+    assert (await pool.residency())[str(versions[2].digest)] == "slot"

@@ -86,6 +86,13 @@ class SlotQueue:
         moments += [slot.since + self.patience_s for slot in self.active.values() if not slot.yielding]
         return min((moment for moment in moments if moment > now), default=None)
 
+    def has_room(self, digest: str) -> bool:
+        """Whether a request for `digest` would run at once."""
+        slot = self.active.get(digest)
+        if slot is not None:
+            return not slot.yielding
+        return len(self.active) < self.slots or any(self._may_leave(other, s) for other, s in self.active.items())
+
     def num_waiting(self, digest: str) -> int:
         return len(self.waiting.get(digest, ()))
 
@@ -150,16 +157,20 @@ class SlotQueue:
 
 
 def victims(
-    resident: Mapping[str, float], capacity: int, keep: Collection[str], incoming: Iterable[str] = ()
+    resident: Mapping[str, float],
+    capacity: int,
+    keep: Collection[str],
+    incoming: Iterable[str] = (),
+    preferred: Collection[str] = (),
 ) -> list[str]:
     """Who leaves host memory so that `incoming` fits: the least recently used that nothing holds.
 
-    `resident` maps digest -> last use; `keep` are pinned or in flight. Fewer victims than needed come back when
-    everything else is held: the caller then has to wait.
+    `resident` maps digest -> last use; `keep` are pinned or in flight; `preferred` (what aliases point to) go last.
+    Fewer victims than needed come back when everything else is held: the caller then has to wait.
     """
     needed = len(set(resident) | set(incoming)) - capacity
     if needed <= 0:
         return []
     held = set(keep) | set(incoming)
-    free = sorted((last_use, digest) for digest, last_use in resident.items() if digest not in held)
-    return [digest for _, digest in free[:needed]]
+    free = sorted((digest in preferred, used, digest) for digest, used in resident.items() if digest not in held)
+    return [digest for _, _, digest in free[:needed]]

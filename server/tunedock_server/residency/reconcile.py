@@ -30,6 +30,7 @@ class Reconciler:
     async def restore(self, snapshot: Snapshot, recent: Collection[Pinned] = ()) -> None:
         """After an engine start: pins, then what aliases point to, then what was in use before, as far as it fits."""
         offered = {version.digest: version for version in snapshot.versions()}
+        self._residents.preferred = frozenset(version.digest for version in alias_targets(snapshot))
         pins = [self._pinned(version) for version in offered.values() if version.pinned]
         wanted = {version.digest: self._pinned(version) for version in alias_targets(snapshot)}
         wanted |= {p.digest: p for p in recent if p.digest in offered and p.digest is not None}
@@ -40,6 +41,7 @@ class Reconciler:
         """After the registry changed. Failures are logged: the next request for that version gets the error itself."""
         await self._follow_pins(now)
         targets = {version.digest: version for version in alias_targets(now)}
+        self._residents.preferred = frozenset(targets)
         known = {version.digest for version in alias_targets(before)}
         for digest, version in targets.items():
             if digest not in known:

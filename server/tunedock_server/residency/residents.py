@@ -42,8 +42,16 @@ class LoadStats:
 class Residents:
     """One engine's adapters. Runs on the event loop only."""
 
-    def __init__(self, pool: EnginePool, limits: ResidencyLimits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool: EnginePool,
+        limits: ResidencyLimits,
+        fetch: Callable[[str], object] = lambda digest: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`fetch` makes sure that a digest's files are on this machine; it runs in a thread and raises Unavailable."""
         self._pool = pool
+        self._fetch = fetch
         self._limits = limits
         self._clock = clock
         self._queue = SlotQueue(1, limits.patience_s)
@@ -54,6 +62,7 @@ class Residents:
         self._engine = asyncio.Lock()
         self._known: dict[str, Pinned] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.preferred: frozenset[str] = frozenset()  # kept in host memory longer than others
         self.failed: dict[str, str] = {}  # digest -> why the last load failed
         self.stats = LoadStats()
 
@@ -174,6 +183,8 @@ class Residents:
             await self._make_room(digest)
             started = self._clock()
             try:
+                if digest not in self._host:
+                    await asyncio.to_thread(self._fetch, digest)
                 await action(pinned)
             except TuneDockError as error:
                 self.stats.failures += 1
@@ -187,7 +198,7 @@ class Residents:
     async def _make_room(self, incoming: str) -> None:
         busy = {digest for digest, slot in self._queue.active.items() if slot.in_flight}
         keep = busy | self._queue.pinned
-        leaving = victims(self._host, self._pool.facts.max_cpu_loras, keep, [incoming])
+        leaving = victims(self._host, self._pool.facts.max_cpu_loras, keep, [incoming], self.preferred)
         if len(set(self._host) | {incoming}) - len(leaving) > self._pool.facts.max_cpu_loras:
             raise Overloaded(
                 "Host memory is full of adapters that are in use or pinned: try again later, unpin one, or raise "
@@ -213,6 +224,13 @@ class Residents:
         self._known[digest] = pinned
         if digest not in self._host:
             await self._perform(pinned, self._pool.stage)
+
+    async def prepare(self, pinned: Pinned) -> None:
+        """Into a slot when one can be had without waiting, else into host memory. Raises what a load raises."""
+        if self._queue.has_room(_digest(pinned)):
+            await self.warm(pinned)
+        else:
+            await self.prefetch(pinned)
 
     async def warm(self, pinned: Pinned) -> None:
         """As a request would: seat, load, leave. Raises what `use` raises."""

@@ -102,7 +102,7 @@ class AdapterService:
         view = self._catalog.snapshot.adapters.get((project, name))
         version = view.versions.get(number) if view else None
         if version is not None:  # else the registry says why not
-            await self._residents.prefetch(self._catalog.pinned(version))
+            await self._residents.prepare(self._catalog.pinned(version))
 
     async def rollback(self, who: Who, name: str, alias: str, reason: str) -> AliasRecord:
         """Raises NotFound; BadInput (`invalid_state`) when there is no earlier target; Conflict."""
