@@ -146,6 +146,13 @@ def test_failures_are_one_line_with_their_exit_code(command: Command, args: list
     assert done.err.count("\n") == 1
 
 
+def test_a_name_that_is_nearly_right_gets_a_hint(live: FakeServer, command: Command) -> None:
+    live.ready("invoices", seed=47)
+    assert "Did you mean 'invoices'?" in command("chat", "--model", "invoces", "hi").err
+    assert "Did you mean 'invoices'?" in command("adapters", "get", "invoicse").err
+    assert "Did you mean" not in command("chat", "--model", "zzzz", "hi").err
+
+
 def test_a_conflict_exits_5(live: FakeServer, command: Command) -> None:
     live.ready("raced", seed=46)
     assert command("adapters", "promote", "raced@1", "--expected-revision", "99").code == 5
