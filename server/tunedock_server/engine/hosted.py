@@ -74,8 +74,12 @@ class HostedAdapters:
                 raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
             await asyncio.to_thread(self._files.verify, pinned.path, digest, pinned.public)
             lora = LoRARequest(lora_name=digest, lora_int_id=next(self._ids), lora_path=str(pinned.path))
-        await self._call("tunedock_stage", lora.lora_int_id, lora.lora_name, lora.lora_path, load)
-        state = await self._staged(lora.lora_int_id)
+        call = self._llm.engine_core.call_utility_async(
+            "tunedock_bring", lora.lora_int_id, lora.lora_name, lora.lora_path, load
+        )
+        state = await rpc.wait(self._llm, call, timeout_s=self._settings.call_timeout_s)
+        if not state["done"]:
+            state = await self._staged(lora.lora_int_id)
         if "error" in state:
             message = f"{pinned.public} cannot be loaded: {state['error']}."
             raise Rejected(message) if state["kind"] == "rejected" else Unavailable(message, "adapter_unavailable")
@@ -84,6 +88,7 @@ class HostedAdapters:
             self._loaded.add(digest)
 
     async def _staged(self, lora_id: int) -> dict[str, Any]:
+        """Where workers are processes of their own, which cannot answer by themselves."""
         wait_s = _POLL_FIRST_S
         while not (state := await self._call("tunedock_staged", lora_id))["done"]:
             await asyncio.sleep(wait_s)

@@ -2,7 +2,8 @@
 
 Everywhere:
     LRUCacheWorkerLoRAManager._load_adapter    only what was staged: a step never reads a disk, so it cannot fail there
-    LRUCacheWorkerLoRAManager._apply_adapters  a batch that needs every slot waits for the one that is being filled
+    LRUCacheWorkerLoRAManager._apply_adapters  takes over what was staged; a batch that needs every slot waits for it
+    EngineCore.tunedock_bring                  new: answers when staging is done, also in the middle of a step
     LRUCacheWorkerLoRAManager.add_adapter      no copy of all registered adapters at each step and active adapter
 On CPU:
     CpuPlatform.get_punica_wrapper             our wrapper: right base rows (vllm#48421), no gathered weights
@@ -46,6 +47,7 @@ def install() -> None:
         _log.warning("vLLM %s is not a version that TuneDock knows: LoRA runs on vLLM's own path.", vllm.__version__)
         return
     _load_only_what_was_staged()
+    _answer_when_staged()
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -70,12 +72,29 @@ def _load_only_what_was_staged() -> None:
     upstream_apply = Manager._apply_adapters
 
     def _apply_adapters(manager: Any, requests: Any) -> None:
+        staged_adapters(manager).collect()
         if len(requests) >= manager._adapter_manager.lora_slots:
             staged_adapters(manager).settle_all()
         upstream_apply(manager, requests)
 
     Manager._apply_adapters = _apply_adapters
     _installed.extend(["staged_only", "constant_time_membership"])
+
+
+def _answer_when_staged() -> None:
+    from vllm.v1.engine.core import EngineCore
+
+    EngineCore.tunedock_bring = _bring
+    _installed.append("answer_when_staged")
+
+
+def _bring(core: Any, lora_id: int, name: str, path: str, load: bool) -> Any:
+    """vLLM answers a call that returns a future when that is done, and steps on meanwhile."""
+    worker = getattr(getattr(core.model_executor, "driver_worker", None), "worker", None)
+    if worker is not None:
+        return worker.tunedock_bring(lora_id, name, path, load)
+    core.collective_rpc("tunedock_stage", args=(lora_id, name, path, load))
+    return {"done": False}
 
 
 def _add_adapter(manager: Any, request: Any) -> bool:

@@ -7,13 +7,14 @@ Nothing is ever evicted from host memory here: the engine pool decides that.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.lora.request import LoRARequest
 
 from . import slot_table
-from .reading import Staged, read
+from .reading import Staged, StageError, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class StagedAdapters:
 
     def begin(self, request: LoRARequest, load: bool) -> None:
         """Into host memory, and with `load` into a slot. Does nothing while the same adapter is being worked on."""
+        self.collect()
         lora_id = request.lora_int_id
         if lora_id in self._jobs or (lora_id in self._staged and not load):
             return
@@ -58,6 +60,21 @@ class StagedAdapters:
         if job.load:
             self._manager.add_adapter(LoRARequest(lora_name=str(lora_id), lora_int_id=lora_id, lora_path="staged"))
         return True
+
+    def reply(self, lora_id: int) -> Future[dict[str, str | bool]]:
+        """Done as soon as the thread is, also in the middle of a step: what `outcome` says."""
+        answer: Future[dict[str, str | bool]] = Future()
+        if lora_id in self._jobs:
+            self._jobs[lora_id].work.add_done_callback(lambda work: answer.set_result(outcome(work)))
+        else:
+            answer.set_result({"done": True})
+        return answer
+
+    def collect(self) -> None:
+        """Takes over what the thread has finished; failures were already answered."""
+        for lora_id in [lora_id for lora_id, job in self._jobs.items() if job.work.done()]:
+            with suppress(StageError):
+                self.finished(lora_id)
 
     def get(self, lora_id: int) -> Any:
         """What vLLM registers. Raises LookupError when it is not staged, which admission makes impossible in a step."""
@@ -85,12 +102,21 @@ class StagedAdapters:
             self._jobs[lora_id] = replace(job, slot=None)
 
     def ids(self) -> list[int]:
+        self.collect()
         return list(self._staged)
 
     def _has_own_slots(self) -> bool:
         adapters = self._manager._adapter_manager
         layers = getattr(adapters, "tunedock_layers", {})
         return bool(layers) and len(layers) == len(adapters.modules)
+
+
+def outcome(work: Future[Staged]) -> dict[str, str | bool]:
+    """`{"done": True}`, with `kind` and `error` when it failed."""
+    error = work.exception()
+    if error is None:
+        return {"done": True}
+    return {"done": True, "kind": error.kind if isinstance(error, StageError) else "rejected", "error": str(error)}
 
 
 def _work(manager: Any, request: LoRARequest, staged: Staged | None, slot: int | None) -> Staged:

@@ -6,6 +6,7 @@ Arguments and results are plain values. Each returns in microseconds; only the s
 from __future__ import annotations
 
 import gc
+from concurrent.futures import Future
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -34,6 +35,11 @@ class WorkerExtension:
         request = LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path)
         patches.staged_adapters(self.model_runner.lora_manager).begin(request, load)
 
+    def tunedock_bring(self, lora_id: int, name: str, path: str, load: bool) -> Future[dict[str, str | bool]]:
+        """The same where worker and scheduler share a process: the future answers when the work is done."""
+        self.tunedock_stage(lora_id, name, path, load)
+        return patches.staged_adapters(self.model_runner.lora_manager).reply(lora_id)
+
     def tunedock_staged(self, lora_id: int) -> dict[str, str | bool]:
         """`{"done": bool}`, or `{"done": True, "kind", "error"}` once after it failed."""
         staged = patches.staged_adapters(self.model_runner.lora_manager)
@@ -48,7 +54,9 @@ class WorkerExtension:
         manager.remove_adapter(lora_id)
 
     def tunedock_pin(self, lora_id: int) -> None:
-        self.model_runner.lora_manager.pin_adapter(lora_id)
+        manager = self.model_runner.lora_manager
+        patches.staged_adapters(manager).collect()
+        manager.pin_adapter(lora_id)
 
     def tunedock_residency(self) -> dict[str, list[int]]:
         """Engine ids by place; `slot` includes the pinned ones."""

@@ -189,4 +189,4 @@ def test_removing_frees_slot_and_memory(worker_manager: Any, tmp_path: Path) -> 
 
 def test_an_unknown_vllm_is_left_alone() -> None:
     assert patches.vllm_is_known()
-    assert patches.installed() == ["staged_only", "constant_time_membership", "cpu_lora"]
+    assert patches.installed() == ["staged_only", "constant_time_membership", "answer_when_staged", "cpu_lora"]

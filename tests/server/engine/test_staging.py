@@ -170,6 +170,26 @@ def test_scaling_is_folded_into_b(tmp_path: Path) -> None:
     assert packed.b[0].eq(3.0).all()
 
 
+def test_the_answer_comes_from_the_thread_and_the_step_takes_over(tmp_path: Path) -> None:
+    manager = Manager()
+    manager.staged.begin(_request(tmp_path, 11, 1.0), load=True)
+    assert manager.staged.reply(11).result(timeout=20) == {"done": True}
+    assert 11 not in manager._adapter_manager.lora_index_to_id
+    manager.staged.collect()
+    assert 11 in manager._adapter_manager.lora_index_to_id
+    assert manager.staged.reply(11).result(timeout=0) == {"done": True}
+
+
+def test_the_answer_to_a_failure_says_why_and_nothing_is_left(tmp_path: Path) -> None:
+    manager = Manager()
+    manager.staged.begin(_request(tmp_path, 11, float("inf")), load=True)
+    answer = manager.staged.reply(11).result(timeout=20)
+    assert answer["kind"] == "rejected"
+    assert "NaN or infinite" in str(answer["error"])
+    manager.staged.collect()
+    assert manager._adapter_manager.lora_index_to_id == [None, None, None]
+
+
 def test_module_places_name_the_slice_of_a_packed_layer() -> None:
     layer = object()
     places = module_places({"a.qkv_proj": layer, "a.o_proj": layer}, {"a.qkv_proj": ["a.q", "a.k"]})
