@@ -14,9 +14,9 @@ from support.datasets import assistant, chat, facts, jsonl, user
 from support.running import Running, running
 
 
-@pytest_asyncio.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path, max_upload_bytes=200_000) as started:
+@pytest_asyncio.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    async with running(tmp_path_factory.mktemp("server"), max_upload_bytes=200_000) as started:
         yield started
 
 
