@@ -20,6 +20,7 @@ from .adapter import Adapter
 from .grouping import find_groups
 from .head import Head, Scored, score
 from .linear import Active, LoraModel
+from .norms import patch_norms
 from .rows import Layout, Pass, Tokens, build_pass
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype = 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME)
     model = model.to(device).eval().requires_grad_(False)
+    patch_norms(model)
     facts = base_facts(path, model_id, max_rank)
     groups = _groups(model, facts, device)
     base = Base(
