@@ -59,6 +59,8 @@ from .watcher import Watcher
 
 log = logging.getLogger(__name__)
 
+SWEEP_EVERY_S = 3600.0  # blobs that nothing refers to, expired files and uploads
+
 
 class Server:
     """One server: its parts, its background tasks, its end. Transports are built on its services."""
@@ -138,25 +140,23 @@ class Server:
         self.webhooks = WebhookService(registry, self.sender)
 
     async def start(self) -> None:
-        """Engine up, registry's state loaded, residency restored. Raises what the engine's start raises."""
+        """Engine up, registry's state loaded, residency restored. Raises what the engine's start raises.
+
+        What needs no engine runs before: files can be uploaded and validated during its start.
+        """
         await self._refresh()
-        await self.keeper.start()
         await self.validator.recover()
         await self.jobs.recover()
-        for work in self._background():
-            self._tasks.append(asyncio.create_task(work))
-
-    def _background(self) -> Iterable[Coroutine[Any, Any, None]]:
-        yield self.keeper.run()
-        yield self.watcher.run()
-        yield self.gate.run()
-        yield self.validator.run()
-        yield self.sender.run()
-        yield self._collect_forever()
+        self._spawn(self.watcher.run(), self.validator.run(), self.sender.run(), self._collect_forever())
+        await self.keeper.start()
+        self._spawn(self.keeper.run(), self.gate.run())
         if self.evaluator is not None:
-            yield self.evaluator.run()
+            self._spawn(self.evaluator.run())
         if self.trainer is not None:
-            yield self.trainer.run()
+            self._spawn(self.trainer.run())
+
+    def _spawn(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._tasks += [asyncio.create_task(one) for one in work]
 
     async def drain(self) -> None:
         """Readiness off; serve on for a while; refuse new work; wait for what runs. Returns when idle or out of time."""
@@ -213,10 +213,14 @@ class Server:
             await self.reconciler.follow(before, now)
 
     async def _collect_forever(self) -> None:
+        swept = time.monotonic()
         while True:
             await asyncio.sleep(self.settings.collect_every_s)
             try:
                 await self.collect()
+                if time.monotonic() - swept >= SWEEP_EVERY_S:
+                    swept = time.monotonic()
+                    await asyncio.to_thread(self.registry.collector.collect)
             except Exception:
                 log.exception("collection failed; trying again in %.0f s", self.settings.collect_every_s)
 
@@ -226,7 +230,6 @@ class Server:
             await self.reconciler.evict_unoffered(self.catalog.snapshot)
         in_use = self.leases.in_use() | self.residents.states().keys()
         await asyncio.to_thread(self.registry.adapters.collect, in_use, self.settings.collect_grace_s)
-        await asyncio.to_thread(self.registry.collector.collect)
 
     def _readings(self) -> Iterable[Reading]:
         states, stats = self.residents.states(), self.residents.stats

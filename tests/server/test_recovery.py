@@ -11,6 +11,7 @@ import openai
 import pytest
 import pytest_asyncio
 from support.bases import tiny_base
+from support.datasets import facts, jsonl
 from support.fake_pool import FakePool
 from support.running import Running, eventually, running
 from tunedock_api.errors import Unavailable
@@ -156,3 +157,16 @@ async def test_a_drained_server_is_not_ready_and_refuses_while_running_answers_f
     assert caught.value.code == "shutting_down"
     assert (await running_answer).model == "tiny-base"
     await draining
+
+
+async def test_files_are_validated_and_questions_refused_while_the_engine_starts(tmp_path: Path) -> None:
+    pool = FakePool(tiny_base())
+    pool.behaviour.start_s = 1.5
+    async with running(tmp_path, pool=pool, wait=False) as server:
+        assert (await server.raw.get("/readyz")).json() == {"status": "starting"}
+        assert await status(server, "/healthz") == 200
+        file = await server.client.files.create(file=("d.jsonl", jsonl(facts(10))), purpose="fine-tune")
+        done = await server.client.files.wait_for_processing(file.id, poll_interval=0.02)
+        assert done.status == "processed"
+        with pytest.raises(openai.InternalServerError, match="starting"):
+            await server.ask("tiny-base")

@@ -119,9 +119,11 @@ async def running(
     registry: Registry | None = None,
     inspector: IsolatedInspector | None = None,
     model_path: Path | None = None,
+    wait: bool = True,
     **changes: Any,
 ) -> AsyncIterator[Running]:
-    """`changes` are settings. Give `registry` to put a second server on the first one's."""
+    """`changes` are settings. Give `registry` to put a second server on the first one's; `wait` False: do not wait for
+    the engine."""
     base = tiny_base()
     pool = pool or FakePool(base)
     settings = quick(tmp_path, **changes)
@@ -132,8 +134,10 @@ async def running(
     http = http_server(build_app(server))
     listening = asyncio.create_task(http.serve(sockets=[sock]))
     key = settings.api_key or "any"
+    starting = asyncio.create_task(server.start())
     try:
-        await server.start()
+        if wait:
+            await starting
         async with (
             AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
             httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}) as raw,
@@ -142,7 +146,8 @@ async def running(
     finally:
         http.should_exit = True
         http.force_exit = True
-        await listening
+        starting.cancel()
+        await asyncio.gather(listening, starting, return_exceptions=True)
         await server.stop()
         if registry is None:
             shared.close()

@@ -57,8 +57,12 @@ def _dotted(location: Sequence[str | int]) -> str | None:
 
 def from_os_error(error: OSError) -> TuneDockError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TuneDockError("The server's disk is full: free space under TUNEDOCK_HOME.", "storage_full")
+        return storage_full()
     return internal_error()
+
+
+def storage_full() -> TuneDockError:
+    return TuneDockError("The server's disk is full: free space under TUNEDOCK_HOME.", "storage_full")
 
 
 def translate(error: Exception) -> TuneDockError:
@@ -83,7 +87,9 @@ def _from_http(error: HTTPException) -> TuneDockError:
         return TuneDockError("This route does not know that method.", "method_not_allowed")
     if error.status_code == 413:
         return too_large(None)
-    return BadInput(str(error.detail))
+    if error.status_code == 507:
+        return storage_full()
+    return BadInput(str(error.detail)) if error.status_code < 500 else internal_error()
 
 
 def install(app: FastAPI) -> None:

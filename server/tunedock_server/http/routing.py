@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from tunedock_api.errors import Internal
 
 from .auth import Authenticator, Policy, Principal
-from .errors import too_large
+from .errors import from_os_error, too_large
 
 Endpoint = Callable[..., Any]
 Decorator = Callable[[Endpoint], Endpoint]
@@ -40,9 +40,13 @@ class StrictRequest(Request):
     async def _get_form(
         self, *, max_files: int | float = 0, max_fields: int | float = 0, max_part_size: int = 0
     ) -> FormData:
-        return await super()._get_form(
-            max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FIELD_BYTES
-        )
+        try:
+            return await super()._get_form(
+                max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FIELD_BYTES
+            )
+        except OSError as error:
+            # FastAPI would call a full disk a bad request; it lets only HTTPException through.
+            raise HTTPException(from_os_error(error).kind.http_status) from error
 
 
 def parse_json(raw: bytes) -> Any:
