@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -102,3 +103,13 @@ async def test_a_plot_is_served_when_the_trainer_has_drawn_one(server: Running) 
     (folder / "plot.png").write_bytes(b"\x89PNG")
     drawn = await server.raw.get(path)
     assert (drawn.content, drawn.headers["content-type"]) == (b"\x89PNG", "image/png")
+
+
+async def test_a_small_answer_does_not_wait_for_an_acknowledgement(server: Running) -> None:
+    await server.raw.get("/healthz")
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        await server.raw.get("/healthz")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.03, "40 ms is Nagle's algorithm against a delayed acknowledgement"
