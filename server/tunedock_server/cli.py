@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -97,7 +96,7 @@ def run(settings: Settings) -> None:
 
     from .app import Server
     from .pool import create_engine
-    from .run import serve
+    from .run import run_loop, serve
 
     registry = Registry.open(home, database_url=settings.database_url)
     try:
@@ -107,7 +106,7 @@ def run(settings: Settings) -> None:
         server = Server(
             settings, registry, pool, local.model_id, trainer=trainer, inspector=inspector, model_path=local.path
         )
-        asyncio.run(serve(server, sock, _announce))
+        run_loop(serve(server, sock, _announce))
     finally:
         registry.close()
 

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -85,6 +87,20 @@ class Listeners:
             with suppress(asyncio.CancelledError):
                 await self._serving
         await self._rpc.stop(grace_s)
+
+
+def run_loop(work: Coroutine[Any, Any, None]) -> None:
+    """As `asyncio.run`, on uvloop where it is installed (vLLM brings it): less time per token sent."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 async def serve(server: Server, sock: socket.socket, announce: Callable[[str], None]) -> None:

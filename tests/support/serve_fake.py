@@ -6,7 +6,6 @@ the file HOME/trainer.pid.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from tunedock_registry.layout import Home
 from tunedock_registry.registry import Registry
 from tunedock_server.app import Server
 from tunedock_server.listen import bind
-from tunedock_server.run import serve
+from tunedock_server.run import run_loop, serve
 from tunedock_server.settings import Settings
 from tunedock_server.supervisor import Supervisor
 
@@ -39,7 +38,7 @@ def main(home: str, port_file: str, token_s: float) -> None:
         Path(port_file).write_text(str(sock.getsockname()[1]))
 
     try:
-        asyncio.run(serve(server, sock, announce))
+        run_loop(serve(server, sock, announce))
     finally:
         registry.close()
 
