@@ -14,12 +14,13 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from .figures import Figure, Report, bootstrap
 from .servers import model_path
-from .train_arms import Outcome
+from .train_arms import NUM_JOBS, SMALL_BATCH, Outcome, Shared
 
 ARMS = ("ours", "trl-default", "trl-tuned")
 GOALS = {"trl-default": 2.3, "trl-tuned": 1.3}
@@ -28,11 +29,11 @@ MAX_LOSS_DIFFERENCE = 0.05
 console = Console(stderr=True)
 
 
-def run_arm(arm: str, model: Path, steps: int) -> Outcome:
-    """Raises CalledProcessError when the arm fails; its messages are on stderr then."""
+def run_arm(arm: str, model: Path, steps: int) -> Any:
+    """The fields of the arm's outcome. Raises CalledProcessError when the arm fails; its messages are on stderr then."""
     command = [sys.executable, "-m", "benchmarks.train_arms", arm, "--model", str(model), "--steps", str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return Outcome(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def measure(rounds: int, steps: int) -> dict[str, list[Outcome]]:
@@ -40,7 +41,7 @@ def measure(rounds: int, steps: int) -> dict[str, list[Outcome]]:
     found: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
     for number in range(rounds):
         for arm in ARMS if number % 2 == 0 else reversed(ARMS):
-            found[arm].append(run_arm(arm, model_path(), steps))
+            found[arm].append(Outcome(**run_arm(arm, model_path(), steps)))
             console.print(f"round {number + 1}: {arm} {found[arm][-1].tokens_per_s:.0f} tokens/s")
     return found
 
@@ -77,6 +78,17 @@ def _same_start(found: dict[str, list[Outcome]]) -> Figure:
     return Figure("first loss, |ours - trl-default|", difference, "nats", goal, difference <= MAX_LOSS_DIFFERENCE)
 
 
+def side_by_side(shared: Shared) -> list[Figure]:
+    """Jobs of one size: alone they end after 1, 2, … n solo times, together all at the end."""
+    ratios = [apart / together for apart, together in zip(shared.apart_s, shared.together_s, strict=True)]
+    median, name = statistics.median(ratios), f"{NUM_JOBS} jobs of batch {SMALL_BATCH}, together / in turn"
+    completion = median * (NUM_JOBS + 1) / 2 / NUM_JOBS
+    return [
+        Figure(f"throughput, {name}", median, "x", ">= 1.5 x", median >= 1.5, interval=bootstrap(ratios), num_samples=len(ratios)),
+        Figure(f"mean completion, {name}", completion, "x", ">= 2 x", completion >= 2.0),
+    ]  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round")
@@ -84,6 +96,8 @@ def main() -> int:
     options = parser.parse_args()
     report = Report("Training on this machine")
     report.add(*figures(measure(1, 5) if options.quick else measure(3, 12)))
+    steps = 4 if options.quick else 15
+    report.add(*side_by_side(Shared(**run_arm("together", model_path(), steps))))
     report.show(console)
     if options.json is not None:
         options.json.write_text(report.as_json())

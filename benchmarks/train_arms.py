@@ -17,6 +17,7 @@ from typing import Any
 
 BATCH, RANK, ALPHA, RATE, SEED = 16, 16, 32, 2e-3, 1
 WARM_STEPS = 2
+NUM_JOBS, SMALL_BATCH = 4, 2
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DATA = Path(__file__).parents[1] / "examples" / "dates" / "train.jsonl"
 
@@ -36,6 +37,14 @@ class Outcome:
         return sum(self.tokens) / sum(self.seconds)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Seconds of one step of every job: of each alone, summed up, and of all in shared passes."""
+
+    apart_s: list[float]
+    together_s: list[float]
+
+
 def examples(count: int, model: Path) -> list[dict[str, list[Any]]]:
     """Token ids and loss weights of the first `count` rows, the same for every arm."""
     from tunedock_registry.data.examples import PreferenceExample
@@ -49,8 +58,8 @@ def examples(count: int, model: Path) -> list[dict[str, list[Any]]]:
     return [{"token_ids": one.token_ids, "weights": one.weights} for one in rendered]
 
 
-def ours(model: Path, steps: int, jobs: int = 1) -> Outcome:
-    """Our loop as the trainer runs it."""
+def trainees(model: Path, count: int, batch_size: int, num_examples: int) -> list[Any]:
+    """`count` of our trainees on one base, with seeds of their own."""
     from tunedock_trainer import machine
 
     machine.keep_memory_warm()
@@ -61,29 +70,54 @@ def ours(model: Path, steps: int, jobs: int = 1) -> Outcome:
     from tunedock_trainer.rows import Tokens
     from tunedock_trainer.sampler import Sampler, Source
     from tunedock_trainer.settings import LoraConfig, OptimConfig, RunConfig
-    from tunedock_trainer.together import Wanted, backward
     from tunedock_trainer.trainee import Trainee
 
     base = load_base(model, "bench", max_rank=64)
-    rows = examples(BATCH * (steps + WARM_STEPS), model)
+    rows = examples(num_examples, model)
     items = [Item((Tokens(tuple(row["token_ids"]), tuple(row["weights"])),)) for row in rows]
-    run = RunConfig(
-        n_epochs=1,
-        batch_size=BATCH,
-        seed=SEED,
-        lora=LoraConfig(rank=RANK, alpha=ALPHA),
-        optim=OptimConfig(learning_rate=RATE),
-    )
-    trainee = Trainee(base, run, adapted_modules(run.lora, base.facts), Sampler([Source(items)], BATCH, SEED))
+    lora, optim = LoraConfig(rank=RANK, alpha=ALPHA), OptimConfig(learning_rate=RATE)
+    runs = [
+        RunConfig(n_epochs=1, batch_size=batch_size, seed=SEED + number, lora=lora, optim=optim)
+        for number in range(count)
+    ]
+    modules = adapted_modules(lora, base.facts)
+    return [Trainee(base, run, modules, Sampler([Source(items)], batch_size, run.seed)) for run in runs]
+
+
+def ours(model: Path, steps: int) -> Outcome:
+    """Our loop as the trainer runs it."""
+    [trainee] = trainees(model, 1, BATCH, BATCH * (steps + WARM_STEPS))
+    from tunedock_trainer.together import Wanted, backward
+
+    items = trainee.sampler.sources[0].items
     tokens, seconds, losses = [], [], []
     for number in range(steps + WARM_STEPS):
         began = time.perf_counter()
         batch = items[number * BATCH : (number + 1) * BATCH]
-        result = trainee.finish_step(backward([Wanted(trainee, batch)], run.max_tokens)[0])
+        result = trainee.finish_step(backward([Wanted(trainee, batch)], trainee.config.max_tokens)[0])
         seconds.append(time.perf_counter() - began)
         tokens.append(result.tally.num_tokens)
         losses.append(result.tally.loss)
     return Outcome("ours", tokens[WARM_STEPS:], seconds[WARM_STEPS:], losses[0], _peak())
+
+
+def together(model: Path, steps: int) -> Shared:
+    """Four jobs with batches of `SMALL_BATCH`: one after the other, and side by side, in turns."""
+    crew = trainees(model, NUM_JOBS, SMALL_BATCH, SMALL_BATCH * (2 * steps + 2 * WARM_STEPS))
+    from tunedock_trainer.together import Wanted, backward
+
+    apart, shared = [], []
+    for _ in range(steps + WARM_STEPS):
+        began = time.perf_counter()
+        for one in crew:
+            one.finish_step(backward([Wanted(one, one.next_batch())], one.config.max_tokens)[0])
+        apart.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        tallies = backward([Wanted(one, one.next_batch()) for one in crew], crew[0].config.max_tokens)
+        for one, tally in zip(crew, tallies, strict=True):
+            one.finish_step(tally)
+        shared.append(time.perf_counter() - began)
+    return Shared(apart[WARM_STEPS:], shared[WARM_STEPS:])
 
 
 def trl(model: Path, steps: int, *, tuned: bool) -> Outcome:
@@ -160,12 +194,15 @@ def _peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arm", choices=("ours", "trl-default", "trl-tuned"))
+    parser.add_argument("arm", choices=("ours", "trl-default", "trl-tuned", "together"))
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
+    outcome: Outcome | Shared
     if options.arm == "ours":
         outcome = ours(options.model, options.steps)
+    elif options.arm == "together":
+        outcome = together(options.model, options.steps)
     else:
         outcome = trl(options.model, options.steps, tuned=options.arm == "trl-tuned")
     print(json.dumps(asdict(outcome)), file=sys.__stdout__)

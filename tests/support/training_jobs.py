@@ -88,15 +88,15 @@ def events(registry: Registry, job: JobRecord) -> list[EventRecord]:
     return list(registry.jobs.events_since(job.id))
 
 
-def child_work(home: Path, ahead_s: float, hurry: float, save_every_s: float) -> None:
-    """A trainer in a process of its own. Its wall clock is `ahead_s` ahead and its monotonic clock `hurry` times as fast,
+def child_work(home: Path, ahead_s: float, hurry: float, save_every_s: float, once: bool) -> None:
+    """A trainer in a process of its own; with `once` it ends when no job waits. Its wall clock is `ahead_s` ahead and its monotonic clock `hurry` times as fast,
     so that delays and leases of other workers are over soon."""
     torch.set_num_threads(1)
     clock = Clock(wall=lambda: time.time() + ahead_s, monotonic=lambda: time.monotonic() * hurry)
     registry = Registry.open(Home(home), clock=clock)
     stop = Stop()
     stop.listen()
-    work(registry, speaking_base, Limits(save_every_s=save_every_s), stop, once=True)
+    work(registry, speaking_base, Limits(save_every_s=save_every_s), stop, once=once)
     registry.close()
 
 
@@ -105,11 +105,13 @@ _FORKS.set_forkserver_preload(["support.training_jobs", "transformers.models.lla
 
 
 def start_child(
-    registry: Registry, *, ahead_s: float = 0.0, hurry: float = 1.0, save_every_s: float = 0.1
+    registry: Registry, *, ahead_s: float = 0.0, hurry: float = 1.0, save_every_s: float = 0.1, once: bool = True
 ) -> BaseProcess:
     """Forked from a process that has imported everything already: up in a fraction of a second."""
     tiny_path(None)
-    child = _FORKS.Process(target=child_work, args=(registry.home.root, ahead_s, hurry, save_every_s), daemon=True)
+    child = _FORKS.Process(
+        target=child_work, args=(registry.home.root, ahead_s, hurry, save_every_s, once), daemon=True
+    )
     child.start()
     return child
 

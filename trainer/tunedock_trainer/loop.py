@@ -38,11 +38,12 @@ def train_job(registry: Registry, base: Base, claim: Claim, limits: Limits, stop
             trainee = new_trainee(registry, base, variant)
             run = Run(registry, variant, trainee, with_references(trainee, variant), reporter, publisher, limits)
             # 3. Steps, with validation and checkpoints at the ends of epochs.
-            while not run.done:
-                tally = yield Wanted(trainee, trainee.next_batch())
-                reporter.check_claim()
-                run.after_step(tally)
-                _check(run, reporter, stopping)
+            with run.board:
+                while not run.done:
+                    tally = yield Wanted(trainee, trainee.next_batch())
+                    reporter.check_claim()
+                    run.after_step(tally)
+                    _check(run, reporter, stopping)
             runs.append(run.close())
         # 4. The best weights become a version, and the job succeeds in the same transaction.
         winner = best_of(runs)

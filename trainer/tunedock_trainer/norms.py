@@ -20,7 +20,7 @@ def patch_norms(model: nn.Module) -> int:
         eps = getattr(module, "variance_epsilon", None)
         weight = getattr(module, "weight", None)
         if eps is not None and isinstance(weight, nn.Parameter) and weight.dim() == 1 and _same(module, weight, eps):
-            module.forward = _forward(weight, eps)  # type: ignore[method-assign,assignment]
+            module.forward = _forward(weight, eps)
             patched += 1
     return patched
 

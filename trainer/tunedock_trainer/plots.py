@@ -21,7 +21,7 @@ _SCALARS = (
 
 
 class RunBoard:
-    """Writes TensorBoard event files; steps after `step` of an earlier try are hidden by TensorBoard itself."""
+    """Writes TensorBoard event files until the context is left; steps after `step` of an earlier try are hidden by TensorBoard itself."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +35,10 @@ class RunBoard:
                 self._writer.add_scalar(tag, value, row.step)
         self._writer.add_scalar("train/tokens_per_second", row.num_tokens / max(row.seconds, 1e-9), row.step)
 
-    def close(self) -> None:
+    def __enter__(self) -> RunBoard:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         self._writer.close()
 
 

@@ -69,7 +69,7 @@ class Run:
         saved = self._checkpoints.restore(trainee)
         self._best = Best(**saved.notes["best"], weights=saved.best) if saved else Best()
         self.history = History(job.folder / "metrics.jsonl", trainee.step)
-        self._board = RunBoard(job.folder / "tensorboard", trainee.step)
+        self.board = RunBoard(job.folder / "tensorboard", trainee.step)
         self._pace = Pace((job.num_runs - job.number) * trainee.total_steps - trainee.step)
         self._told = last_told(registry, job.record.id)
         self._saved_at = self._began = time.monotonic()
@@ -102,7 +102,7 @@ class Run:
         result = self.trainee.finish_step(tally)
         row = self._row(result, self._lap())
         self.history.add(row)
-        self._board.add(row)
+        self.board.add(row)
         self._tell(row)
         if row.full_valid_loss is not None:
             self._best.see(row.full_valid_loss, row.step, self.trainee.adapter.params, self._job.config.min_delta)
@@ -174,7 +174,6 @@ class Run:
 
     def close(self) -> Run:
         """The run is over: its chosen weights are the adapter's, its plot is drawn, its state is on disk."""
-        self._board.close()
         write_plot(self.history.rows, self._job.folder / "plot.png")
         if self._job.num_runs > 1:
             self.save()
