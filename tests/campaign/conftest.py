@@ -17,8 +17,9 @@ NUM_MARKERS = 48
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """No trainer: nothing is tuned here."""
-    with live_server(tmp_path_factory.mktemp("campaign") / "home", {"TUNEDOCK_TRAINER": "false"}) as running:
+    """No trainer: nothing is tuned here. Waits are long: answers are judged here, not the speed of a shared machine."""
+    environment = {"TUNEDOCK_TRAINER": "false", "TUNEDOCK_ADAPTER_WAIT_S": "120"}
+    with live_server(tmp_path_factory.mktemp("campaign") / "home", environment) as running:
         yield running
 
 

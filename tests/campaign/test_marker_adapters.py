@@ -20,8 +20,9 @@ def run(live: Live, markers: list[Marker], prefix: str, num_answers: int, limit_
     deadline = time.monotonic() + limit_s
     with Callers(live.openai, board) as callers:
         while len(callers.said) < num_answers and not callers.wrong():
-            assert time.monotonic() < deadline, f"only {len(callers.said)} answers in {limit_s:g} s"
+            assert time.monotonic() < deadline, f"too slow: {callers.summary()} in {limit_s:g} s"
             rollouts.step()
+    print(f"{callers.summary()}, {rollouts.num_steps} steps")
     assert callers.wrong() == []
     answered = {said.model for said in callers.said if not said.code}
     assert rollouts.num_steps >= 20

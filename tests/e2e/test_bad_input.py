@@ -39,7 +39,7 @@ def test_every_bad_line_of_a_file_is_named_with_its_reason(live: Live, tmp_path:
     file = live.openai.files.retrieve(upload(live.openai, path))
     assert file.status == "error"
     for number in lines:
-        assert f"line {number}" in (file.status_details or "").lower()
+        assert f"Example {number}" in (file.status_details or "")
 
 
 def test_a_job_on_a_file_that_cannot_be_used_is_400_and_names_the_file(live: Live, tmp_path: Path) -> None:

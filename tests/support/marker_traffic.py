@@ -87,6 +87,13 @@ class Callers:
     def wrong(self) -> list[str]:
         return [why for said in list(self.said) if (why := self.board.wrong(said))]
 
+    def summary(self) -> str:
+        """For people: how many answers, how long they took."""
+        seconds = sorted(said.ended - said.started for said in self.said)
+        if not seconds:
+            return "no answers"
+        return f"{len(seconds)} answers, median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s"
+
 
 def ask(client: OpenAI, model: str, question: str) -> Said:
     """One greedy answer. The client does not retry: every error counts."""
