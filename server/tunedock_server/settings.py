@@ -24,7 +24,12 @@ class GateSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TUNEDOCK_GATE_", frozen=True, extra="forbid")
 
     max_mean_abs_diff: float = Field(default=0.15, gt=0, description="mean |engine - trainer| over all probe tokens")
-    min_top1_agreement: float = Field(default=0.9, ge=0, le=1, description="share of tokens with the same best token")
+    effect_share: float = Field(
+        default=0.03, ge=0, description="added to that: a share of the trainer's effect; bf16 errs in proportion"
+    )
+    min_top1_agreement: float = Field(
+        default=0.9, ge=0, le=1, description="share of the same best tokens; one may differ always"
+    )
     min_effect: float = Field(default=1e-3, ge=0, description="mean |adapter - base|; 0 lets a no-op pass")
     shift_tolerance: float = Field(
         default=0.35, gt=0, description="how far the slope of engine shift over trainer shift may be from 1"

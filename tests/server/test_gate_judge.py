@@ -66,6 +66,30 @@ def test_another_best_token_too_often_fails() -> None:
     assert "best token" in verdict(wrong_tokens=10).reason
 
 
+def test_a_strong_adapter_may_differ_in_proportion_to_its_effect() -> None:
+    assert verdict(shift=9.0, noise=0.25).passed
+    assert not verdict(shift=0.5, noise=0.25).passed
+
+
+def test_in_a_probe_of_few_tokens_one_may_have_another_best_token() -> None:
+    one = measured()[0]
+    assert one.probe is not None
+    probe = ProbeExample(
+        token_ids=one.probe.token_ids[:3],
+        start=1,
+        adapter_logprobs=one.probe.adapter_logprobs[:2],
+        base_logprobs=one.probe.base_logprobs[:2],
+        adapter_top1=(one.adapter.top1[0] + 1, one.adapter.top1[1]),
+    )
+    short = Measured(
+        Scores(one.adapter.logprobs[:2], one.adapter.top1[:2]),
+        Scores(one.base.logprobs[:2], one.base.top1[:2]),
+        1,
+        probe,
+    )
+    assert judge([short], LIMITS).passed
+
+
 def test_without_a_probe_only_effect_and_finiteness_are_asked() -> None:
     bare = [Measured(one.adapter, one.base) for one in measured()]
     found = judge(bare, LIMITS)
