@@ -195,19 +195,20 @@ async def engine_only(seconds: float) -> Measured:
 async def measure(seconds: float) -> dict[str, Measured]:
     """Every gateway, one server at a time; REST and gRPC on the same server."""
     found: dict[str, Measured] = {}
-    console.print("the engine alone")
-    found["engine"] = await in_process(seconds)
+
+    def note(name: str, measured: Measured) -> None:
+        found[name] = measured
+        console.print(f"{name}: {measured.tokens_per_s:.0f} tok/s, {measured.cpu_us_per_token:.0f} us of CPU per token")
+
+    note("engine", await in_process(seconds))
     async with ours() as server:
         cpu_s = front_cpu_s(server.process.pid)
-        console.print("our REST")
-        found["REST"] = await under_load(rest_asker(server.client), seconds, cpu_s)
-        console.print("our gRPC")
+        note("REST", await under_load(rest_asker(server.client), seconds, cpu_s))
         async with grpc_asker(f"127.0.0.1:{server.process.grpc_port}") as ask:
-            found["gRPC"] = await under_load(ask, seconds, cpu_s)
-    console.print("stock vllm serve")
+            note("gRPC", await under_load(ask, seconds, cpu_s))
     async with stock(StockFlags(tuned=True)) as baseline:
         cpu_s = front_cpu_s(baseline.process.pid)
-        found["stock"] = await under_load(rest_asker(baseline.client), seconds, cpu_s)
+        note("stock", await under_load(rest_asker(baseline.client), seconds, cpu_s))
     return found
 
 
