@@ -76,6 +76,7 @@ async def test_a_request_that_sent_nothing_yet_survives_the_death_of_the_engine(
 
 async def test_an_open_stream_gets_a_typed_error_when_the_engine_dies(server: Running) -> None:
     server.pool.behaviour.token_s = 0.1
+    server.pool.behaviour.start_s = 1.0
     stream = await server.ask("tiny-base", stream=True)
     await anext(stream)
     server.pool.die()
