@@ -12,13 +12,14 @@ from support.live_server import BASE, Live, chat_file
 from support.node import built_or_skipped, run_example
 from tunedock import BadInput, Reply, TuneDock
 
-QUESTION = "The lease ends on 1 March 2027."
+ROWS = [(f"Say word {number}.", "green and blue") for number in range(16)]
+QUESTION = "Say word 99, and then everything that you know about it."
 SCHEMA = {"type": "object", "properties": {"date": {"type": "string"}}, "required": ["date"]}
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0, "max_tokens": 24},
     "seeded": {"temperature": 0.8, "top_p": 0.9, "seed": 11, "max_tokens": 16},
     "two answers": {"temperature": 0.8, "seed": 3, "n": 2, "max_tokens": 12},
-    "stopped": {"temperature": 0, "stop": ["-"], "max_tokens": 24},
+    "stopped": {"temperature": 0, "stop": ["and"], "max_tokens": 24},
     "cut": {"temperature": 0, "max_tokens": 2},
     "a schema": {
         "temperature": 0,
@@ -40,6 +41,16 @@ def both(live: Live) -> Iterator[Pair]:
         yield Pair(rest, grpc)
 
 
+@pytest.fixture(scope="module")
+def words(both: Pair, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A version that came to be over gRPC alone: upload, job, watch."""
+    data = chat_file(tmp_path_factory.mktemp("words") / "rows.jsonl", ROWS)
+    job = both.grpc.tune(data, adapter="overgrpc", n_epochs=6, batch_size=4)
+    job.wait(progress=False, timeout_s=280)
+    assert [metric.train_loss for metric in job.metrics()][-1] is not None
+    return str(job.model)
+
+
 def seen(reply: Reply) -> dict[str, Any]:
     choices = reply.raw["choices"]
     return {
@@ -51,20 +62,20 @@ def seen(reply: Reply) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_both_transports_give_the_same_tokens_counts_and_reasons(both: Pair, dates_v1: str, name: str) -> None:
-    rest, grpc = (client.chat(QUESTION, model=dates_v1, **REQUESTS[name]) for client in both)
+def test_both_transports_give_the_same_tokens_counts_and_reasons(both: Pair, words: str, name: str) -> None:
+    rest, grpc = (client.chat(QUESTION, model=words, **REQUESTS[name]) for client in both)
     assert seen(rest) == seen(grpc)
 
 
-def test_a_stream_is_the_whole_answer_in_pieces(both: Pair, dates_v1: str) -> None:
-    whole = both.grpc.chat(QUESTION, model=dates_v1, temperature=0, max_tokens=24)
-    pieces = list(both.grpc.stream(QUESTION, model=dates_v1, temperature=0, max_tokens=24))
+def test_a_stream_is_the_whole_answer_in_pieces(both: Pair, words: str) -> None:
+    whole = both.grpc.chat(QUESTION, model=words, temperature=0, max_tokens=24)
+    pieces = list(both.grpc.stream(QUESTION, model=words, temperature=0, max_tokens=24))
     assert "".join(piece.text for piece in pieces) == whole.text
     assert pieces[-1].usage == whole.usage
 
 
-def test_logprobs_agree(both: Pair, dates_v1: str) -> None:
-    asked = {"model": dates_v1, "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
+def test_logprobs_agree(both: Pair, words: str) -> None:
+    asked = {"model": words, "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
     tokens = [client.chat(QUESTION, **asked).raw["choices"][0]["logprobs"]["content"] for client in both]  # type: ignore[arg-type]
     assert [t["token"] for t in tokens[0]] == [t["token"] for t in tokens[1]]
     for rest, grpc in zip(*tokens, strict=True):
@@ -87,15 +98,10 @@ def test_a_prompt_over_the_context_is_refused_alike_with_both_numbers(both: Pair
     assert "1024" in failures[0].message
 
 
-def test_the_whole_loop_over_grpc_alone(both: Pair, tmp_path: Path) -> None:
-    rows = [(f"Say word {number}.", "green") for number in range(16)]
-    data = chat_file(tmp_path / "rows.jsonl", rows)
-    job = both.grpc.tune(data, adapter="overgrpc", n_epochs=6, batch_size=4)
-    job.wait(progress=False, timeout_s=240)
-    assert job.model == "overgrpc@1"
-    assert both.grpc.chat("Say word 99.", model="overgrpc", temperature=0).text == "green"
-    assert [metric.train_loss for metric in job.metrics()][-1] is not None
-    folder = both.grpc.adapters.download("overgrpc", tmp_path / "out")
+def test_the_whole_loop_over_grpc_alone(both: Pair, words: str, tmp_path: Path) -> None:
+    assert words == "overgrpc@1"
+    assert both.grpc.chat("Say word 99.", model="overgrpc", temperature=0).text == "green and blue"
+    folder = both.grpc.adapters.download(words, tmp_path / "out")
     again = both.grpc.adapters.publish("again", folder)
     assert again.state in ("published", "verifying", "ready")
 
