@@ -70,13 +70,8 @@ class Adapter:
         self.params = torch.zeros(size, dtype=torch.float32, device=device)
         self.grads = torch.zeros_like(self.params)
         self.compute = torch.zeros(size, dtype=dtype, device=device)
-        self._scale = torch.ones_like(self.params)
-        self._scratch = torch.empty_like(self.params)
         self._offsets = dict(self._layout())
         self.views = {names: self._views(names, adapted) for names, adapted in self._groups.items()}
-        for module in self.modules.values():
-            start = self._offsets[module.name][1]
-            self._scale[start : start + module.num_b] = module.scaling
 
     def _adapted(self, names: tuple[str, ...]) -> tuple[ModuleLora, ...]:
         return tuple(self.modules[name] for name in names if name in self.modules)
@@ -126,7 +121,11 @@ class Adapter:
 
     def refresh(self) -> None:
         """Copies `params` into `compute`, scaled. Call it after every change of `params`."""
-        self.compute.copy_(torch.mul(self.params, self._scale, out=self._scratch))
+        self.compute.copy_(self.params)
+        for module in self.modules.values():
+            if module.scaling != 1.0:
+                # Rounded once, from fp32.
+                self._b(self.compute, module).copy_(self._b(self.params, module) * module.scaling)
 
     def tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name → (A, B): fp32 views of the training state, not scaled."""

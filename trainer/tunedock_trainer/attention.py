@@ -82,7 +82,7 @@ def _grid_attention(
     if cap is None and not narrow and (q.is_cuda or gather.length >= _FUSED_FROM):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     else:
-        out = _by_matmul(q, k, v, _causal(gather.length, window, q.device), scale, cap)
+        out = _by_matmul(q, k, v, _causal(gather.length, window, q), scale, cap)
     out = out.transpose(1, 2).reshape(gather.num_rows * gather.length, q.shape[1], -1)
     return out if gather.dense else _FromGrid.apply(out, gather)
 
@@ -126,21 +126,22 @@ class _FromGrid(torch.autograd.Function):
         return whole.index_copy_(0, ctx.gather.rows, grad), None
 
 
-def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
-    """[L, L] fp32, 0 where a token may look, -inf elsewhere."""
-    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+def _causal(length: int, window: int | None, like: Tensor) -> Tensor:
+    """[L, L] in the dtype of `like`: 0 where a token may look, -inf elsewhere."""
+    allowed = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
     if window is not None and window < length:
         allowed &= ~torch.ones_like(allowed).tril(-window)
-    return torch.zeros(length, length, device=device).masked_fill(~allowed, float("-inf"))
+    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill(~allowed, float("-inf"))
 
 
 def _by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
-    """Softmax in fp32, matmuls in the input's dtype; the query heads of one key head are stacked into one matmul."""
+    """Matmuls in the input's dtype, softmax in fp32 inside its kernel; only its rounded result is kept for backward. The
+    query heads of one key head are stacked into one matmul."""
     B, H, L, D = q.shape
     K = k.shape[1]
     stacked = q.reshape(B * K, H // K * L, D)
-    scores = torch.bmm(stacked, k.reshape(B * K, L, D).transpose(1, 2)).view(B * K, H // K, L, L).float() * scale
+    scores = torch.bmm(stacked, k.reshape(B * K, L, D).transpose(1, 2)).view(B * K, H // K, L, L) * scale
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
-    weights = torch.softmax(scores + mask, dim=-1).to(q.dtype).view(B * K, H // K * L, L)
+    weights = torch.softmax(scores + mask, dim=-1).view(B * K, H // K * L, L)
     return torch.bmm(weights, v.reshape(B * K, L, D)).view(B, H, L, D)
