@@ -16,7 +16,7 @@ def trainer(
     home: Annotated[Path | None, typer.Option(help="Home folder; default TUNEDOCK_HOME.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: name, folder or Hugging Face id.")] = None,
     max_lora_rank: Annotated[int, typer.Option(help="The serving engine's rank cap.")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass; bounds memory.")] = 4096,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass; bounds memory.")] = 2048,
     save_every_s: Annotated[float, typer.Option(help="Seconds between states to resume from.")] = 60.0,
     together_tokens: Annotated[
         int, typer.Option(help="Small jobs train side by side up to this many tokens a step; 0 is off.")

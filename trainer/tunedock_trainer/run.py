@@ -29,7 +29,7 @@ class Limits:
     together no larger than `together_tokens` train side by side (0 is off)."""
 
     save_every_s: float = 60.0
-    max_tokens: int = 4096
+    max_tokens: int = 2048
     together_tokens: int = 1024
 
 

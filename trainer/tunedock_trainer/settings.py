@@ -50,7 +50,7 @@ class RunConfig(Frozen):
     patience: int = Field(default=0, ge=0, description="epochs without a better validation loss; 0 is off")
     min_delta: float = Field(default=0.0, ge=0)
     packing: bool = True
-    max_tokens: int = Field(default=4096, ge=1, description="tokens of one forward pass; longer examples go alone")
+    max_tokens: int = Field(default=2048, ge=1, description="tokens of one forward pass; longer examples go alone")
     num_samples: int = Field(default=2, ge=0, description="answers shown at each checkpoint; 0 is off")
 
 
