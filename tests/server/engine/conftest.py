@@ -28,7 +28,7 @@ def base(base_model: Path) -> BaseFacts:
 def versions(base: BaseFacts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pinned, ...]:
     """Ranks differ, so that slots are filled to different heights."""
     root = tmp_path_factory.mktemp("versions")
-    return tuple(random_version(root, base, f"line{n}@1", n, rank, 0.03) for n, rank in enumerate((8, 16, 4)))
+    return tuple(random_version(root, base, f"line{n}@1", n, rank, 0.1) for n, rank in enumerate((8, 16, 4)))
 
 
 @pytest.fixture(scope="session")

@@ -115,7 +115,7 @@ async def test_version_two_never_reuses_version_ones_prefix_blocks(
     bf16: EnginePool, base: BaseFacts, tmp_path: Path
 ) -> None:
     long_prompt = "The quick brown fox jumps over the lazy dog near the river bank. " * 30
-    one, two = (random_version(tmp_path, base, f"line@{n}", 40 + n, strength=0.05) for n in (1, 2))
+    one, two = (random_version(tmp_path, base, f"line@{n}", 40 + n, strength=0.3) for n in (1, 2))
     await bf16.load(one)
     first, _ = await _answer(bf16, one, long_prompt)
     again, cached = await _answer(bf16, one, long_prompt)

@@ -21,10 +21,11 @@ PROMPTS = (
     "Once upon a time there was a small dog who wanted to learn how to read. Every morning it walked to the library",
 )
 
-# Largest difference of one log-probability that batch shape or kernel choice made on 2 cores with AVX-512 BF16, over
-# 12 texts of 24 tokens: 0.030 against the solo run, 0.046 against transformers + PEFT. Float noise, so with a margin.
-SOLO_TOLERANCE, PEFT_TOLERANCE = 0.10, 0.15
-PEFT_MEAN_TOLERANCE = 0.03
+# bfloat16 alone moves single log-probabilities of this model by 0.12 (base) to 0.19 (these adapters) against float32, in
+# transformers as in the engine, so two bf16 implementations may be twice that apart. Measured over 12 texts on 2 cores with
+# AVX-512 BF16: 0 against the solo run, at most 0.22 against transformers + PEFT. In float32 they agree to 1e-3.
+SOLO_TOLERANCE, PEFT_TOLERANCE, PEFT_MEAN_TOLERANCE = 0.10, 0.40, 0.07
+FLOAT32_TOLERANCE = 2e-3
 
 
 async def _greedy(engine: EnginePool, name: str, prompt: str, pinned: Pinned, delay_s: float = 0.0) -> tuple[int, ...]:
@@ -43,8 +44,19 @@ async def test_in_float32_every_row_gets_the_tokens_of_its_solo_run(
     together = await asyncio.gather(*(_greedy(float32, *row, delay_s=0.02 * i) for i, row in enumerate(rows)))
     for row, mixed in zip(rows, together, strict=True):
         assert mixed == await _greedy(float32, f"solo-{row[0]}", row[1], row[2]), row[0]
-    by_prompt = {mixed for row, mixed in zip(rows, together, strict=True) if row[1] == PROMPTS[0]}
-    assert len(by_prompt) == 2, "base and adapter must not answer alike, or the test proves nothing"
+    plain = {prompt: await _greedy(float32, f"plain-{prompt}", prompt, BASE) for prompt in PROMPTS}
+    changed = sum(mixed != plain[row[1]] for row, mixed in zip(rows, together, strict=True))
+    assert changed >= 3, "adapters must change answers, or the test proves nothing"
+
+
+async def test_in_float32_log_probabilities_of_a_mixed_batch_are_those_of_peft(
+    float32: EnginePool, versions: tuple[Pinned, ...], base_model: Path
+) -> None:
+    runs = [(pinned, await _text(float32, i, pinned)) for i, pinned in enumerate((BASE, *versions))]
+    together = await asyncio.gather(*(float32.score(text, pinned) for pinned, text in runs))
+    reference = _peft_logprobs(base_model, versions, runs, torch.float32)
+    for mixed, expected in zip(together, reference, strict=True):
+        assert (torch.tensor(mixed.logprobs) - expected).abs().max() <= FLOAT32_TOLERANCE
 
 
 async def test_in_bf16_log_probabilities_agree_with_solo_runs_and_with_peft(
@@ -53,7 +65,7 @@ async def test_in_bf16_log_probabilities_agree_with_solo_runs_and_with_peft(
     runs = [(pinned, await _text(bf16, i, pinned)) for i, pinned in enumerate((BASE, *versions) * 3)]
     together = await asyncio.gather(*(bf16.score(text, pinned) for pinned, text in runs))
     solo = [await bf16.score(text, pinned) for pinned, text in runs]
-    reference = _peft_logprobs(base_model, versions, runs)
+    reference = _peft_logprobs(base_model, versions, runs, torch.bfloat16)
     difference = [
         (torch.tensor(mixed.logprobs) - torch.tensor(alone.logprobs)).abs().max().item()
         for mixed, alone in zip(together, solo, strict=True)
@@ -73,7 +85,8 @@ async def test_versions_differ_from_the_base_by_far_more_than_the_tolerance(
     text = await _text(bf16, 99, BASE)
     plain = torch.tensor((await bf16.score(text, BASE)).logprobs)
     for version in versions:
-        assert (torch.tensor((await bf16.score(text, version)).logprobs) - plain).abs().max() > 2 * PEFT_TOLERANCE
+        change = (torch.tensor((await bf16.score(text, version)).logprobs) - plain).abs()
+        assert change.mean() > 2 * PEFT_MEAN_TOLERANCE
 
 
 async def _text(engine: EnginePool, number: int, pinned: Pinned) -> list[int]:
@@ -85,9 +98,9 @@ async def _text(engine: EnginePool, number: int, pinned: Pinned) -> list[int]:
 
 
 def _peft_logprobs(
-    model: Path, versions: tuple[Pinned, ...], runs: Sequence[tuple[Pinned, list[int]]]
+    model: Path, versions: tuple[Pinned, ...], runs: Sequence[tuple[Pinned, list[int]]], dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     peft = PeftModel.from_pretrained(plain, str(versions[0].path), adapter_name=versions[0].public.replace("@", "-"))
     for version in versions[1:]:
         peft.load_adapter(str(version.path), adapter_name=version.public.replace("@", "-"))
