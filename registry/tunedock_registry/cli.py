@@ -66,7 +66,7 @@ def fetch(
     to: Annotated[Path, typer.Option(help="Folder for the two PEFT files.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Fetch a PEFT LoRA adapter, pinned to a commit; then: tunedock adapters publish FOLDER --adapter NAME."""
+    """Fetch a PEFT LoRA adapter, pinned to a commit; then: tunedock adapters publish NAME FOLDER."""
     from .models.hub import download_adapter
 
     folder = download_adapter(repository, to)
