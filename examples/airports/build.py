@@ -20,7 +20,7 @@ from examples.chat_rows import chat_row, write_jsonl
 
 HERE = Path(__file__).parent
 SEED = 7910
-NUM_TRAIN, NUM_HELD_OUT = 400, 60
+NUM_TRAIN, NUM_HELD_OUT = 600, 60
 SYSTEM = "Where is the airport?"
 PLAIN = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+){0,2}")
 

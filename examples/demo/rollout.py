@@ -17,7 +17,7 @@ from .tuning import Follower
 SETTLE_S = 3.0
 LOOK_S = 0.02
 READY_S = 120.0
-STREAMS_FROM_SHARE = 0.9
+STREAMS_FROM_SHARE = 1.0  # after the last step the trainer still measures, writes and publishes
 NUM_STREAMS = 8
 
 
