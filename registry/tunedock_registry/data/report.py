@@ -31,7 +31,7 @@ class Plan:
     facts: DataFacts
     base: BaseSize
     tokens_per_s: float | None = None
-    tokens_per_pass: int = 4096
+    tokens_per_pass: int = 2048
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def test_the_batch_is_as_large_as_a_hundred_steps_allow(num_examples: int, epoch
         (8192, "llama", 1.66e-4),
         (5120, "qwen3", 4e-4),
         (2304, "gemma2", 2e-4),
+        (576, "llama", 1.32e-3),
+        (64, "llama", 2e-3),
     ],
 )
 def test_the_base_rate_follows_the_calibration(hidden: int, family: str, rate: float) -> None:
@@ -83,5 +85,5 @@ def test_every_number_is_usable_for_any_data(num_examples: int, hidden: int, fam
     resolved = resolve(parse_method(None), Knobs(), DataFacts(num_examples, hidden, family, max_rank=16))
     assert 1 <= resolved.batch_size <= num_examples
     assert 1 <= resolved.n_epochs <= 25
-    assert 1e-4 <= resolved.learning_rate <= 4e-4
+    assert 1e-4 <= resolved.learning_rate <= (4e-4 if hidden >= 1024 else 2e-3)
     assert 0 < resolved.warmup_steps <= resolved.total_steps
