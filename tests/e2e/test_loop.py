@@ -34,7 +34,7 @@ def test_the_gate_measured_parity_with_the_trainer_before_the_version_was_offere
     version = live.dock.adapters.version(dates_v1)
     assert version.state == "ready"
     assert version.parity is not None
-    assert version.parity["parity"] == "checked"
+    assert version.parity["status"] == "verified"
 
 
 def test_the_model_list_names_base_adapter_and_versions(live: Live, dates_v2: str) -> None:
