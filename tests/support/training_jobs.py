@@ -62,7 +62,7 @@ def queue_job(
 ) -> JobRecord:
     """A queued job; `type` is the method's, `changes` go into the JobSpec."""
     kind = changes.pop("type", "supervised")
-    values = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 20.0, **(hyperparameters or {})}
+    values = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 4.0, **(hyperparameters or {})}
     method = {"type": kind, kind: {"hyperparameters": values}}
     spec = {"model": MODEL, "adapter": "colours", "seed": 7, "method": method, **changes}
     file = spec.pop("training_file", None) or upload(registry, rows).id

@@ -44,7 +44,7 @@ def test_a_job_ends_with_a_published_version(registry: Registry) -> None:
 
 
 def test_loss_falls_and_the_result_file_holds_every_step(registry: Registry) -> None:
-    job = queue_job(registry, chats(30), hyperparameters={"learning_rate_multiplier": 20.0})
+    job = queue_job(registry, chats(30), hyperparameters={"learning_rate_multiplier": 4.0})
     done = run(registry, job)
     data = registry.files.open("default", done.result_files[0]).read().decode()
     assert data.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,")
@@ -55,7 +55,7 @@ def test_loss_falls_and_the_result_file_holds_every_step(registry: Registry) -> 
     assert rows[6]["full_valid_loss"]
     assert rows[13]["full_valid_loss"]
     assert done.trained_tokens == 2 * 27 * 2
-    assert done.hyperparameters == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 20.0}
+    assert done.hyperparameters == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 4.0}
 
 
 def test_events_say_what_openai_says(registry: Registry) -> None:
@@ -202,7 +202,7 @@ def test_further_files_are_mixed_in_by_weight(registry: Registry) -> None:
 
 
 def test_a_sweep_publishes_the_run_with_the_lowest_validation_loss(registry: Registry) -> None:
-    knobs = {"sweep": {"learning_rate_multiplier": [0.01, 20.0], "rank": [2, 4]}}
+    knobs = {"sweep": {"learning_rate_multiplier": [0.01, 4.0], "rank": [2, 4]}}
     job = queue_job(registry, chats(30), knobs=knobs, hyperparameters={"learning_rate_multiplier": "auto"})
     done = run(registry, job)
     assert done.version_id is not None
@@ -210,9 +210,9 @@ def test_a_sweep_publishes_the_run_with_the_lowest_validation_loss(registry: Reg
     told = [event.data["step"] for event in events(registry, job) if event.type == "metrics"]
     best = [event for event in events(registry, job) if event.message.startswith("The best of 4 runs")]
     assert told == list(range(1, 57))
-    assert best[0].data["sweep"]["learning_rate_multiplier"] == 20.0
+    assert best[0].data["sweep"]["learning_rate_multiplier"] == 4.0
     assert version.manifest.lora.rank == best[0].data["sweep"]["rank"]
-    assert version.manifest.training["optim"]["learning_rate"] == pytest.approx(20 * 4e-4)
+    assert version.manifest.training["optim"]["learning_rate"] == pytest.approx(4 * 2e-3)
     assert sorted(path.name for path in registry.home.run_dir(job.id).glob("sweep-*")) == [
         f"sweep-{n}" for n in range(4)
     ]

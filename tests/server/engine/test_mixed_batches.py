@@ -22,7 +22,8 @@ PROMPTS = (
 )
 
 # In bf16 the shape of a batch decides which kernels run and so moves the last bits; a strong adapter amplifies them.
-# Measured over the tokens of 12 texts on 2 cores with AVX-512 BF16: see the bounds, nats. In float32 they agree to 1e-3.
+# Measured over the tokens of 12 texts on 2 cores with AVX-512 BF16, mean and largest in nats: 0.031 and 0.48 to the solo
+# run, 0.040 and 0.49 to transformers + PEFT. In float32 they agree to 1e-3.
 MEAN_TOLERANCE, MAX_TOLERANCE = 0.07, 1.0
 FLOAT32_TOLERANCE = 2e-3
 
