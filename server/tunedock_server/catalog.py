@@ -63,6 +63,13 @@ class Catalog:
         own = self.snapshot.resolve(project, ref, sticky_key) if ref else None
         return own or self._lent.get((project, model))
 
+    def offers(self, version: VersionRecord) -> bool:
+        """Whether a request for exactly this version would be served now; false for a moment after it became ready."""
+        view = self.snapshot.adapters.get((version.project, version.adapter))
+        if view is None:
+            return False
+        return version.number in view.versions if version.tag is None else version.tag in view.checkpoints
+
     def lent_to(self, project: str) -> list[tuple[str, VersionRecord]]:
         """(reference, version) of what other projects lend to this one."""
         return [(ref, version) for (owner, ref), version in self._lent.items() if owner == project]

@@ -69,6 +69,15 @@ async def test_a_brought_adapter_passes_the_gate_goes_live_and_comes_back_whole(
     assert bad.status_code == 404
 
 
+async def test_a_version_that_is_shown_as_ready_can_be_asked_at_once(server: Running) -> None:
+    for number in range(1, 9):
+        assert (await bring(server, seed=number)).status_code == 200
+        shown = {"state": "published"}
+        while shown["state"] != "ready":
+            shown = (await server.raw.get(f"/v1/adapters/support/versions/{number}")).json()
+        assert (await server.ask(f"support@{number}")).model == f"support@{number}"
+
+
 async def test_what_cannot_be_served_is_422_with_the_reason_and_stores_nothing(server: Running) -> None:
     answer = await bring(server, parts={"adapter_config.json": ("c", adapter_config(rank=99, base="x"))})
     assert answer.status_code == 422, answer.text

@@ -61,7 +61,16 @@ class AdapterService:
         return await asyncio.to_thread(self._adapters.versions, project, name, after, limit)
 
     async def version(self, project: str, name: str, version: str) -> VersionRecord:
-        """`version`: a number, or a checkpoint's tag. Raises NotFound."""
+        """`version`: a number, or a checkpoint's tag. Raises NotFound.
+
+        A version that is shown as ready can be asked at once, also when another server's gate has just said so.
+        """
+        record = await self._find(project, name, version)
+        if record.state == "ready" and not self._catalog.offers(record):
+            await self._changed()
+        return record
+
+    async def _find(self, project: str, name: str, version: str) -> VersionRecord:
         _check_name(name)
         if version.isdecimal() and len(version) <= 9:
             return await asyncio.to_thread(self._adapters.version, project, name, int(version))

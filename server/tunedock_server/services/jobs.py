@@ -212,13 +212,9 @@ class JobService:
         """A job that is shown as succeeded can be asked for at once: the snapshot here knows its version by then."""
         versions = await asyncio.to_thread(self._versions, [record])
         version = versions.get(record.version_id or 0)
-        if version is not None and version.state == "ready" and not self._offered(version):
+        if version is not None and version.state == "ready" and not self._catalog.offers(version):
             await self._changed()
         return wire.job(record, version, record.project)
-
-    def _offered(self, version: VersionRecord) -> bool:
-        view = self._catalog.snapshot.adapters.get((version.project, version.adapter))
-        return view is not None and version.number in view.versions
 
     def _versions(self, jobs: Iterable[JobRecord]) -> dict[int, VersionRecord]:
         ids = {job.version_id for job in jobs if job.version_id is not None}
