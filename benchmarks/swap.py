@@ -35,7 +35,7 @@ class Effort:
 
 QUICK = Effort(num_pushes=6, push_s=16, zipf_s=6, num_registered=200, num_cycles=40)
 FULL = Effort(num_pushes=21, push_s=60, zipf_s=30, num_registered=1000, num_cycles=2000)
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
 async def measure(folder: Path, effort: Effort) -> list[Figure]:
