@@ -12,7 +12,13 @@ export TUNEDOCK_HOME ?= $(CURDIR)/.home
 
 .PHONY: setup demo test check campaign protos docs bench lock clean
 
-setup: $(VENV)/.ready-$(TARGET)
+MODEL := $(TUNEDOCK_HOME)/models/smollm2-135m-instruct
+
+# Everything that needs a network happens here: the default model is part of it.
+setup: $(VENV)/.ready-$(TARGET) $(MODEL)
+
+$(MODEL): | $(VENV)/.ready-$(TARGET)
+	$(BIN)/tunedock models pull
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("TuneDock needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11 or newer.") if sys.version_info < (3, 11) else None'
