@@ -9,6 +9,7 @@ On CPU:
     CpuPlatform.get_punica_wrapper             our wrapper: right base rows (vllm#48421), no gathered weights
     LRUCacheLoRAModelManager.__init__          slots in our shape (see slots.py) behind vLLM's tensors
     LRUCacheLoRAModelManager.activate_adapter  a packed adapter goes into a slot in one call
+    CpuPlatform.get_default_ir_op_priority     RMSNorm through vLLM's own C kernels (see cpu_ops.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import vllm
 from packaging.version import Version
 
-from . import slot_table
+from . import cpu_ops, slot_table
 from .slots import LayerSlots
 from .staging import StagedAdapters
 
@@ -54,6 +55,8 @@ def install() -> None:
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: CPU_WRAPPER)
         _own_the_slots()
         _installed.append("cpu_lora")
+        if cpu_ops.install():
+            _installed.append("cpu_norm")
 
 
 def staged_adapters(manager: Any) -> StagedAdapters:

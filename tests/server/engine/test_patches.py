@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from tunedock_server.engine import environment, patches
+from tunedock_server.engine import cpu_ops, environment, patches
 from tunedock_server.engine.punica_cpu import TuneDockPunicaCPU
+from vllm import ir
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.config.lora import LoRAConfig
 from vllm.distributed import (
@@ -26,8 +27,10 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.models.interfaces import SupportsLoRA
+from vllm.platforms import current_platform
 
 HIDDEN, HEADS, FFN, SLOTS, RANK = 32, 4, 48, 2, 4
 SHAPES = {
@@ -187,6 +190,58 @@ def test_removing_frees_slot_and_memory(worker_manager: Any, tmp_path: Path) -> 
     assert 131 not in patches.staged_adapters(worker_manager).ids()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+def test_norms_through_the_c_kernels_are_those_of_torch(
+    worker_manager: Any, dtype: torch.dtype, tolerance: float
+) -> None:
+    x, residual, weight = (torch.randn(shape).to(dtype) for shape in ((5, 64), (5, 64), (64,)))
+    total = x.double() + residual.double()
+    expected = total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    normed, kept = cpu_ops.fused_add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
+    assert (normed.double() - expected).abs().max() <= tolerance * expected.abs().max()
+    assert torch.equal(kept, (x.float() + residual.float()).to(dtype))
+    plain = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    assert (cpu_ops.rms_norm(x, weight, 1e-5).double() - plain).abs().max() <= tolerance * plain.abs().max()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(8, 16)[:, ::2], torch.randn(4, 12), torch.randn(4, 8).half()],
+    ids=["strided", "odd width", "other dtype"],
+)
+def test_norms_that_the_kernels_would_refuse_stay_with_torch(x: torch.Tensor) -> None:
+    assert cpu_ops.fits(torch.randn(4, 8), torch.randn(8), None)
+    assert not cpu_ops.fits(x, torch.randn(x.shape[-1]), None)
+
+
+def test_vllms_norm_layer_runs_on_them_once_the_worker_set_the_priority(worker_manager: Any) -> None:
+    config = VllmConfig()
+    config.kernel_config.ir_op_priority = current_platform.get_default_ir_op_priority(config)
+    x, residual = torch.randn(5, 64), torch.randn(5, 64)
+    with set_current_vllm_config(config):
+        norm = RMSNorm(64, eps=1e-5)
+        nn.init.normal_(norm.weight)
+        plain = norm.forward_native(x.clone(), residual.clone()), norm.forward_native(x.clone())
+        with config.kernel_config.ir_op_priority.set_priority():
+            ours = norm(x.clone(), residual.clone()), norm(x.clone())
+            assert ir.ops.rms_norm.get_priority()[0] == cpu_ops.PROVIDER
+    assert torch.allclose(ours[0][0], plain[0][0], atol=1e-5)
+    assert torch.allclose(ours[0][1], plain[0][1], atol=1e-5)
+    assert torch.allclose(ours[1], plain[1], atol=1e-5)
+
+
+def test_vllm_prefers_the_c_kernels_on_cpu(worker_manager: Any) -> None:
+    priority = current_platform.get_default_ir_op_priority(VllmConfig())
+    assert priority.rms_norm == [cpu_ops.PROVIDER, "native"]
+    assert priority.fused_add_rms_norm == [cpu_ops.PROVIDER, "native"]
+
+
 def test_an_unknown_vllm_is_left_alone() -> None:
     assert patches.vllm_is_known()
-    assert patches.installed() == ["staged_only", "constant_time_membership", "answer_when_staged", "cpu_lora"]
+    assert patches.installed() == [
+        "staged_only",
+        "constant_time_membership",
+        "answer_when_staged",
+        "cpu_lora",
+        "cpu_norm",
+    ]
