@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
-from tunedock_api.errors import BadInput, NotFound
+from tunedock_api.errors import BadInput, Conflict, NotFound
 
 from ..clock import Clock
 from ..db import Database
 from ..durable import typed_io
 from ..records import AdapterRecord, AliasRecord, HistoryRecord, Page, VersionRecord, VersionState
 from ..tables.adapters import AdapterRow, AliasMoveRow, AliasRow, VersionRow
-from .folders import PUBLIC_FILES, Folders
+from .card import evaluation_section
+from .folders import CARD_FILE, PUBLIC_FILES, Folders
 from .following import Follower
 from .rows import (
     adapter_record,
@@ -118,7 +120,16 @@ class Reading:
             return Page([history_record(row, adapter) for row in rows[:limit]], len(rows) > limit)
 
     def path(self, version: VersionRecord) -> Path:
-        """A local folder with the version's files; read only. Raises Unavailable (`adapter_unavailable`)."""
+        """A local folder with the version's files; read only.
+
+        Raises Conflict (`version_not_ready`) when they were collected, Unavailable (`adapter_unavailable`) when they are
+        missing or damaged.
+        """
+        if version.state in ("rejected", "retired") and not self._folders.exists(version.digest):
+            raise Conflict(
+                f"{version.ref} is {version.state} and its files are removed: publish the adapter again.",
+                "version_not_ready",
+            )
         return self._folders.path(version.digest)
 
     def fetch(self, digest: str) -> Path:
@@ -126,17 +137,26 @@ class Reading:
         return self._folders.path(digest)
 
     def open_file(self, version: VersionRecord, name: str) -> BinaryIO:
-        """One of the version's files, for download. Raises NotFound, Unavailable."""
+        """One of the version's files, for download; the model card with what was measured since. Raises NotFound,
+        Unavailable."""
         if name not in PUBLIC_FILES:
             raise NotFound(f"A version has no file {name[:80]!r}; it has {', '.join(PUBLIC_FILES)}.", param="file")
         folder = self.path(version)
         with typed_io():
-            return (folder / name).open("rb")
+            stream = (folder / name).open("rb")
+        # An imported version may claim anything there.
+        report = version.metrics.get("evaluation") if version.job_id else None
+        return _measured_card(stream, report) if name == CARD_FILE and report else stream
 
     def snapshot(self) -> Snapshot:
         """The state at this moment; the same object while nothing has changed. Cheap enough to call ten times a second."""
         with self._db.read() as session:
             return self._follower.snapshot(session)
+
+
+def _measured_card(stream: BinaryIO, report: Mapping[str, Any]) -> BinaryIO:
+    with stream, typed_io():
+        return BytesIO(stream.read() + evaluation_section(report).encode())
 
 
 def _full(row: VersionRow, adapter: AdapterRow) -> VersionRecord:

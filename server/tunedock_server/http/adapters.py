@@ -109,9 +109,11 @@ def _declare_versions(routes: Routes, adapters: AdapterService) -> None:
     async def download_version(
         request: Request, name: str, version: str, file: str = "adapter_model.safetensors"
     ) -> Response:
-        """One file of the version: adapter_model.safetensors, adapter_config.json, manifest.json or README.md."""
+        """One file of the version: adapter_model.safetensors, adapter_config.json, manifest.json or README.md, the last
+        with the evaluation as soon as there is one."""
         record, stream = await adapters.open_file(principal_of(request).project, name, version, file)
-        size_bytes = os.fstat(stream.fileno()).st_size
+        size_bytes = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
         return download(stream, size_bytes, f"{record.adapter}-{record.number or record.tag}-{file}")
 
     @routes.put("/v1/adapters/{name}/versions/{version}/pin", policy=WRITE, tags=TAGS)

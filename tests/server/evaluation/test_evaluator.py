@@ -104,6 +104,16 @@ async def test_the_job_hears_of_it_and_the_api_shows_it(lab: Lab) -> None:
     assert shown["metrics"]["evaluation"] == version.metrics["evaluation"]
 
 
+async def test_the_model_card_that_is_handed_out_holds_the_verdict(lab: Lab) -> None:
+    version = await lab.job(-1.0)
+    path = "/v1/adapters/support/versions/1/download?file=README.md"
+    card = (await lab.server.raw.get(path)).text
+    assert "| loss | 3 | 1 | -2 (-2 to -2) |" in card
+    stored = (lab.server.server.registry.adapters.path(version) / "README.md").read_text()
+    assert card.startswith(stored)
+    assert "Evaluation" not in stored
+
+
 async def test_if_better_promotes_a_better_version_and_leaves_production_alone_otherwise(lab: Lab) -> None:
     await lab.job(-1.0)
     await lab.job(-1.5, promote="if_better")
