@@ -8,10 +8,10 @@ Shapes: x `[T, in]`, y `[T, out]`, and for S slots of at most R ranks A `[S, 1, 
 them. A packed layer (q, k, v or gate, up) has one pair for each slice of its output. Only rows that have an adapter are
 read or written: what stock vLLM 0.32 gets wrong is that index -1 means the last slot (vllm#48421).
 
-Rows are grouped by slot once a step. A large group (a prefill) costs one matrix product for the shrink and one a slice for
-the expansion, at the adapter's own rank instead of R. The small groups of a decode step all go through one call of the C
-kernel, whose products stay in float32; operators would spend most of their time on being called. The torch path rounds h
-to the weights' dtype, as stock vLLM and PEFT do.
+Rows are grouped by slot once a step, and only the adapter's own ranks are computed. All groups of a layer go through one
+call of the C kernel, whose sums are float32; operators would spend most of their time on being called. Without it a group
+costs one matrix product for the shrink and one a slice for the expansion. h is rounded to the weights' dtype, as vLLM's GPU
+kernels and PEFT do, unless the kernel runs on a processor without bfloat16 products.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from . import kernel
 from .slots import LayerSlots
 
 Rows = slice | torch.Tensor
-
-# From this many rows of one slot on, two matrix products beat the kernel (2 cores, AVX-512 BF16: between 48 and 96).
-LARGE_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +52,15 @@ def _rows(index: np.ndarray) -> Rows:
 
 
 @dataclass(slots=True)
-class SmallGroups:
-    """The groups of a step that go through the C kernel, as its arrays."""
+class KernelGroups:
+    """The groups of a step as the C kernel's arrays."""
 
     rows: int
     native: kernel.Batch
     _arrays: list[np.ndarray] = field(repr=False)
 
     @classmethod
-    def of(cls, groups: Sequence[Group], ranks: Mapping[int, int], max_rank: int) -> SmallGroups | None:
-        if not groups:
-            return None
+    def of(cls, groups: Sequence[Group], ranks: Mapping[int, int], max_rank: int) -> KernelGroups:
         index = [_index(group) for group in groups]
         arrays = [
             np.asarray([group.slot for group in groups], dtype=np.int32),

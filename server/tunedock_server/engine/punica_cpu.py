@@ -14,7 +14,7 @@ import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from . import kernel, lora_math
-from .lora_math import LARGE_GROUP, Group, SmallGroups
+from .lora_math import Group, KernelGroups
 from .slots import LayerSlots
 
 _KERNELS = {torch.bfloat16: "tunedock_lora_bf16", torch.float32: "tunedock_lora_f32"}
@@ -33,8 +33,7 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
         self._dtype: torch.dtype | None = None
         self._floats_per_row = self._max_rank = 0
         self._token_groups: tuple[Group, ...] = ()
-        self._large_groups: tuple[Group, ...] = ()
-        self._small_groups: SmallGroups | None = None
+        self._kernel_groups: KernelGroups | None = None
         self._logit_groups: tuple[Group, ...] = ()
 
     def use_layers(self, layers: Sequence[LayerSlots], only: bool, use_kernel: bool = True) -> None:
@@ -42,7 +41,7 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
         self._layers = {layer.a.data_ptr(): layer for layer in layers}
         self._only_layers = only
         self._dtype = layers[0].a.dtype if layers else None
-        self._floats_per_row = max((layer.inner + len(layer.widths) * layer.max_rank for layer in layers), default=0)
+        self._floats_per_row = max((len(layer.widths) * layer.max_rank for layer in layers), default=0)
         self._max_rank = max((layer.max_rank for layer in layers), default=0)
         self.use_kernel(use_kernel)
 
@@ -62,14 +61,11 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
         self._logit_groups = lora_math.group_rows([slot_of[lora_id] for lora_id in mapping.prompt_mapping])
         self.no_lora = not self._token_groups
         self.is_prefill = mapping.is_prefill
-        self._split_groups()
-
-    def _split_groups(self) -> None:
-        small = [group for group in self._token_groups if self._kernel and group.count < LARGE_GROUP]
-        self._large_groups = tuple(group for group in self._token_groups if group not in small)
-        self._small_groups = SmallGroups.of(small, self.ranks, self._max_rank) if small else None
-        if self._small_groups and self._scratch.numel() < self._small_groups.rows * self._floats_per_row:
-            self._scratch = torch.empty(self._small_groups.rows * self._floats_per_row)
+        self._kernel_groups = None
+        if self._kernel is not None and self._token_groups:
+            self._kernel_groups = KernelGroups.of(self._token_groups, self.ranks, self._max_rank)
+            if self._scratch.numel() < self._kernel_groups.rows * self._floats_per_row:
+                self._scratch = torch.empty(self._kernel_groups.rows * self._floats_per_row)
 
     def add_lora_linear(
         self,
@@ -85,17 +81,19 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
     ) -> None:
         if not self._token_groups:
             return
-        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        if x.dim() != 2:
+            x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         layer = self._layers.get(lora_a_stacked[0].data_ptr())
         if layer is None:
             lora_math.add_lora(
                 y, x, lora_a_stacked, lora_b_stacked, output_slices, self._token_groups, self.ranks, scale
             )
-            return
-        if self._small_groups is not None and self._kernel is not None:
+        elif self._kernel is None or self._kernel_groups is None:
+            lora_math.add_lora_packed(y, x, layer, self._token_groups, self.ranks, scale)
+        else:
             self._kernel(
                 ctypes.addressof(layer.native),
-                ctypes.addressof(self._small_groups.native),
+                ctypes.addressof(self._kernel_groups.native),
                 x.data_ptr(),
                 x.stride(0),
                 y.data_ptr(),
@@ -103,8 +101,6 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
                 scale,
                 self._scratch.data_ptr(),
             )
-        if self._large_groups:
-            lora_math.add_lora_packed(y, x, layer, self._large_groups, self.ranks, scale)
 
     def add_shrink(
         self, y: Any, x: torch.Tensor, lora_a_stacked: tuple[torch.Tensor, ...], scale: float, **kwargs: Any

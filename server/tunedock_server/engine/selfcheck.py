@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from .lora_math import LARGE_GROUP
 from .patches import CPU_WRAPPER
 from .slots import LayerSlots
 
 SLOTS, RANK, WIDTH, OUT = 3, 8, 72, (48, 40)
-# Base rows among the adapters' as in decoding, then a prefill long enough for the path of large groups.
-IDS = (0, 11, 12, 0, 13, 13, 11, 0, 12, *[12] * LARGE_GROUP, 0)
+# Base rows among the adapters' as in decoding, then a prefill of many rows together.
+IDS = (0, 11, 12, 0, 13, 13, 11, 0, 12, *[12] * 64, 0)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _STOCK_IS = "base-model rows in mixed batches may be wrong, and it is slow"
 _log = logging.getLogger("tunedock.engine")

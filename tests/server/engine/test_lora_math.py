@@ -135,16 +135,37 @@ def test_layers_with_their_slices_together_give_the_same(
     assert torch.equal(y[base], before[base])
 
 
-def test_widths_that_are_no_multiple_of_a_vector_are_complete() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_widths_that_are_no_multiple_of_a_vector_are_complete(dtype: torch.dtype) -> None:
     slots, outputs, inner = [0, 1, -1, 1, 0], (37, 5), 51
-    g = torch.Generator().manual_seed(3)
-    layer = LayerSlots.empty(2, 7, inner, outputs, torch.float32)
-    layer.a.copy_(torch.randn(layer.a.shape, generator=g))
-    layer.b.copy_(torch.randn(layer.b.shape, generator=g))
-    x, y = torch.randn(5, inner, generator=g), torch.randn(5, 42, generator=g)
+    layer, x, y = _random_layer(slots, outputs, inner, 7, dtype)
     expected = _expected((x, y, list(layer.a_views()), list(layer.b_views())), slots, {0: 5})
     _run_kernel(y, x, layer, lora_math.group_rows(slots), {0: 5}, 1.0)
-    assert torch.allclose(y.double(), expected, atol=1e-4)
+    assert (y.double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [1, 3, 4, 8, 9, 16])
+def test_the_kernel_reads_no_rank_but_the_adapters_own(rank: int, dtype: torch.dtype) -> None:
+    ranks = {0: 16, 1: rank}
+    slots, outputs = [1, 0, 1, 1, -1, 1, 1, 1], (96, 32)
+    layer, x, y = _random_layer(slots, outputs, 64, 16, dtype)
+    layer.a[1, :, rank:] = float("nan")
+    layer.b[1, rank:] = float("nan")
+    expected = _expected((x, y, list(layer.a_views()), list(layer.b_views())), slots, ranks)
+    _run_kernel(y, x, layer, lora_math.group_rows(slots), ranks, 1.0)
+    assert (y.double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+
+
+def _random_layer(
+    slots: list[int], outputs: tuple[int, ...], inner: int, max_rank: int, dtype: torch.dtype
+) -> tuple[LayerSlots, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    layer = LayerSlots.empty(2, max_rank, inner, outputs, dtype)
+    layer.a.copy_(torch.randn(layer.a.shape, generator=g))
+    layer.b.copy_(torch.randn(layer.b.shape, generator=g))
+    x, y = torch.randn(len(slots), inner, generator=g), torch.randn(len(slots), sum(outputs), generator=g)
+    return layer, x.to(dtype), y.to(dtype)
 
 
 def test_a_packed_adapter_lands_in_its_slot_and_leaves_the_others_alone() -> None:
@@ -188,9 +209,8 @@ def _run_kernel(
     library = kernel.library()
     if library is None:
         pytest.skip("no C compiler on this machine")
-    small = lora_math.SmallGroups.of(groups, ranks, layer.max_rank)
-    assert small is not None
+    native = lora_math.KernelGroups.of(groups, ranks, layer.max_rank)
     run = library.tunedock_lora_f32 if x.dtype == torch.float32 else library.tunedock_lora_bf16
-    scratch = torch.empty(small.rows * (layer.inner + len(layer.widths) * layer.max_rank))
-    addresses = ctypes.addressof(layer.native), ctypes.addressof(small.native)
+    scratch = torch.empty(native.rows * len(layer.widths) * layer.max_rank)
+    addresses = ctypes.addressof(layer.native), ctypes.addressof(native.native)
     run(*addresses, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), scale, scratch.data_ptr())

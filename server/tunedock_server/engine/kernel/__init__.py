@@ -1,6 +1,6 @@
-"""The C kernel for decode steps: compiled once for this machine, kept in the user's cache, optional.
+"""The C kernel: compiled once for this machine, kept in the user's cache, optional.
 
-Without a C compiler the torch path in `lora_math` does the same, some five times slower. Compiling takes under a second.
+Without a C compiler the torch path in `lora_math` does the same, ten times slower in decode steps. Compiling takes seconds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL | None:
     """None when it cannot be built here; the reason is logged once."""
     compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        _log.warning("No C compiler: decode steps with adapters run on torch operators, which is slower.")
+        _log.warning("No C compiler: adapters run on torch operators, which is slower.")
         return None
     try:
         library = ctypes.CDLL(str(_built(compiler)))
