@@ -6,15 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
-from tunedock_api.errors import BadInput
+from tunedock_api.errors import BadInput, TuneDockError, Unavailable
 from tunedock_registry.adapters.isolation import IsolatedIntake
 from tunedock_registry.adapters.snapshot import Snapshot
 from tunedock_registry.data.isolation import IsolatedInspector
+from tunedock_registry.leases import HEARTBEAT_S
 from tunedock_registry.registry import Registry
 
 from .catalog import Catalog
@@ -147,7 +149,8 @@ class Server:
         await self._refresh()
         await self.validator.recover()
         await self.jobs.recover()
-        self._spawn(self.watcher.run(), self.validator.run(), self.sender.run(), self._collect_forever())
+        self._spawn(self.watcher.run(), self.validator.run(), self.sender.run())
+        self._spawn(self._collect_forever(), self._hold_forever())
         await self.keeper.start()
         self._spawn(self.keeper.run(), self.gate.run())
         if self.evaluator is not None:
@@ -179,6 +182,8 @@ class Server:
         if self.inspector is not None:
             await asyncio.to_thread(self.inspector.close)
         await self.pool.stop()
+        with suppress(Unavailable):
+            await asyncio.to_thread(self.registry.adapters.hold, frozenset())
 
     def not_ready(self) -> str | None:
         """Why no traffic should come here, in one word; None when it may."""
@@ -228,8 +233,23 @@ class Server:
         """Unloads what no version stands for any more, then removes the files that nobody uses."""
         if self.keeper.up:
             await self.reconciler.evict_unoffered(self.catalog.snapshot)
-        in_use = self.leases.in_use() | self.residents.states().keys()
-        await asyncio.to_thread(self.registry.adapters.collect, in_use, self.settings.collect_grace_s)
+        await asyncio.to_thread(self.registry.adapters.collect, self._in_use(), self.settings.collect_grace_s)
+
+    async def hold(self) -> None:
+        """Tells other servers which retired versions still answer here."""
+        retired = self._in_use() - {version.digest for version in self.catalog.snapshot.versions()}
+        await asyncio.to_thread(self.registry.adapters.hold, retired)
+
+    def _in_use(self) -> set[str]:
+        return self.leases.in_use() | self.residents.states().keys()
+
+    async def _hold_forever(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            try:
+                await self.hold()
+            except TuneDockError as error:
+                log.warning("other servers cannot be told what is in use here: %s", error.message)
 
     def _readings(self) -> Iterable[Reading]:
         states, stats = self.residents.states(), self.residents.stats

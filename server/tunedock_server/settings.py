@@ -94,7 +94,11 @@ class Settings(BaseSettings):
     drain_grace_s: float = Field(default=0.0, ge=0, description="after SIGTERM, serve on this long before refusing")
     drain_timeout_s: float = Field(default=60.0, ge=0, description="then wait this long for requests in flight")
     collect_every_s: float = Field(default=30.0, gt=0, description="retired versions and expired files are collected")
-    collect_grace_s: float = Field(default=60.0, ge=0, description="files outlive their last use by this")
+    collect_grace_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="files of retired and rejected versions stay this long; 10 or more where several servers share them",
+    )
     engine_restarts: int = Field(default=5, ge=0, description="deaths within engine_window_s before giving up")
     engine_window_s: float = Field(default=600.0, gt=0)
 

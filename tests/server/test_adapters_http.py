@@ -15,6 +15,8 @@ import pytest_asyncio
 from support.bases import adapter_config, adapter_weights
 from support.fake_pool import word_of
 from support.running import Running, eventually, running
+from tunedock_registry.layout import Home
+from tunedock_registry.registry import Registry
 
 
 @pytest_asyncio.fixture
@@ -276,3 +278,30 @@ async def test_a_second_server_on_the_same_registry_follows_a_promote(server: Ru
             return bool((await other.ask("support")).model == "support@2")
 
         await eventually(followed, 2.0)
+
+
+async def test_what_a_second_server_still_answers_with_keeps_its_files(server: Running, tmp_path: Path) -> None:
+    await brought(server, 1)
+    second = await brought(server, 2)
+    folder = server.home / "adapters" / f"sha256-{second['digest']}"
+    registry = await asyncio.to_thread(Registry.open, Home(tmp_path))
+    async with running(tmp_path, registry=registry) as other:
+        other.pool.behaviour.hold = asyncio.Event()
+        stream = await other.ask("support@2", stream=True)
+        await anext(stream)
+        await server.raw.delete("/v1/adapters/support/versions/2")
+        await other.server.watcher.look()
+        await other.server.hold()
+        await server.server.collect()
+        assert folder.exists(), "a request of the other server still runs on it"
+        other.pool.behaviour.hold.set()
+        assert {chunk.choices[0].delta.content async for chunk in stream} == {word_of(second["digest"])}
+
+        async def collected() -> bool:
+            await other.server.reconciler.evict_unoffered(other.server.catalog.snapshot)
+            await other.server.hold()
+            await server.server.collect()
+            return not folder.exists()
+
+        await eventually(collected)
+    registry.close()

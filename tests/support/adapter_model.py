@@ -16,7 +16,7 @@ from tunedock_api.errors import TuneDockError
 from tunedock_api.names import ModelRef
 from tunedock_registry.adapters.folders import is_intact
 from tunedock_registry.adapters.intake import PreparedAdapter
-from tunedock_registry.adapters.versions import LIVE
+from tunedock_registry.adapters.versions import LIVE, SERVED
 from tunedock_registry.records import Target, VersionRecord, VersionState
 from tunedock_registry.registry import Registry
 
@@ -58,6 +58,7 @@ class ModelVersion:
     state: VersionState = "published"
     pinned: bool = False
     since: float = 0.0
+    has_files: bool = True  # on its own account; another version may have the same bytes
 
 
 @dataclass
@@ -82,7 +83,7 @@ def machine_on(opened: Opened, sources: Sequence[PreparedAdapter]) -> type[RuleB
             first, second, self.time = opened()
             self.registries = (first, second)
             self.model = {name: ModelAdapter() for name in NAMES}
-            self.leases: list[VersionRecord] = []
+            self.leases: list[tuple[bool, VersionRecord]] = []
             for source in range(len(sources)):
                 self.offer(False, "one", source)
                 self._promote(False, "one", "production", [Target(source + 1)], None)
@@ -110,7 +111,7 @@ def machine_on(opened: Opened, sources: Sequence[PreparedAdapter]) -> type[RuleB
             adapters = self.registries[server].adapters
             adapters.set_state(version.id, "verifying")
             adapters.set_state(version.id, verdict)
-            version.state = verdict
+            version.state, version.since = verdict, self.time.wall_s
 
         @rule(
             server=st.booleans(),
@@ -201,7 +202,7 @@ def machine_on(opened: Opened, sources: Sequence[PreparedAdapter]) -> type[RuleB
             targets = [target.version for target in self.model[name].aliases[alias].targets]
             assert (version is None and not targets) or (version is not None and version.number in targets)
             if version is not None:
-                self.leases.append(version)
+                self.leases.append((server, version))
 
         @precondition(lambda self: self.leases)
         @rule()
@@ -210,26 +211,43 @@ def machine_on(opened: Opened, sources: Sequence[PreparedAdapter]) -> type[RuleB
 
         @rule(server=st.booleans(), seconds=st.sampled_from([1, GRACE_S]))
         def collect(self, server: bool, seconds: int) -> None:
+            """Time goes by, in which both servers say what they use, and one of them collects."""
+            for other in (False, True):
+                self.registries[other].adapters.hold(self._used_by(other))
             self.time.advance(seconds)
-            in_use = {version.digest for version in self.leases}
-            retired = {record.id for record in self.registries[server].adapters.collect(in_use, GRACE_S)}
-            expected = {
-                version.id
-                for version in self._versions()
-                if version.state == "retiring"
-                and version.digest not in in_use
-                and self.time.wall_s - version.since >= GRACE_S
-            }
+            leased = self._used_by(False) | self._used_by(True)
+            retired = {record.id for record in self.registries[server].adapters.collect(self._used_by(server), GRACE_S)}
+            expected = {version.id for version in self._versions() if self._over(version, "retiring", leased)}
             assert retired == expected
             for version in self._versions():
                 if version.id in retired:
                     version.state = "retired"
+            rejected = [version for version in self._versions() if self._over(version, "rejected", leased)]
+            for version in rejected:
+                version.has_files = False
+            for digest in {version.digest for version in rejected} - self._needed():
+                assert not self.registries[0].home.adapter_dir(digest).exists()
+
+        def _used_by(self, server: bool) -> set[str]:
+            return {version.digest for leased_by, version in self.leases if leased_by == server}
+
+        def _over(self, version: ModelVersion, state: VersionState, leased: set[str]) -> bool:
+            """Whether its files may go, for all that this version needs them."""
+            old = self.time.wall_s - version.since >= GRACE_S
+            return version.state == state and old and version.digest not in leased
+
+        def _needed(self) -> set[str]:
+            """Digests of versions that may be served, and of rejected ones that were not collected."""
+            return {
+                version.digest
+                for version in self._versions()
+                if version.has_files and version.state in (*SERVED, "rejected")
+            }
 
         @invariant()
         def files_are_there_for_whoever_may_need_them(self) -> None:
             home = self.registries[0].home
-            needed = {version.digest for version in self._versions() if version.state in (*LIVE, "retiring")}
-            for digest in needed | {lease.digest for lease in self.leases}:
+            for digest in self._needed() | {lease.digest for _, lease in self.leases}:
                 assert is_intact(home.adapter_dir(digest), digest)
 
         @invariant()

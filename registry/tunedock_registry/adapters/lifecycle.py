@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 from tunedock_api.errors import Conflict
 
+from ..clock import Clock
+from ..db import Database
+from ..ids import new_id
 from ..records import Target, VersionRecord, VersionState
 from ..tables.adapters import AdapterRow, AliasRow, VersionRow
 from ..tables.base import bump
 from ..webhook_events import announce_verdict
 from .aliases import plan_move
+from .folders import Folders
+from .holds import Holds
 from .publishing import Publishing
 from .rows import (
     aliases_using,
@@ -25,10 +30,14 @@ from .rows import (
     version_record,
     versions_query,
 )
-from .versions import LIVE, STORED, WAITING, changes
+from .versions import LIVE, SERVED, WAITING, changes
 
 
 class Lifecycle(Publishing):
+    def __init__(self, db: Database, folders: Folders, clock: Clock) -> None:
+        super().__init__(db, folders, clock)
+        self._holds = Holds(db, new_id("server-"))
+
     def set_state(
         self,
         version_id: int,
@@ -138,48 +147,61 @@ class Lifecycle(Publishing):
         """Versions that wait for their last lease and the grace time."""
         return self.in_state("retiring")
 
-    def collect(self, in_use: Set[str] = frozenset(), grace_s: float = 300.0) -> Sequence[VersionRecord]:
-        """Removes the files of versions that have been retiring for `grace_s`, and whatever crashes have left behind.
+    def hold(self, digests: Set[str]) -> None:
+        """Tells the collectors of other servers what this one still uses of versions that are offered no more.
 
-        `in_use` are the digests that this server has leased or loaded; give `grace_s` more time than a request may take,
-        for the sake of other servers. Returns the versions that are `retired` now.
+        Repeat it every HEARTBEAT_S while there is something; a server that stops holds nothing after LEASE_S.
         """
-        retired = [self._retire_one(version_id) for version_id in self._due(in_use, grace_s)]
-        for digest in self._orphans(in_use, grace_s):
+        self._holds.say(digests)
+
+    def collect(self, in_use: Set[str] = frozenset(), grace_s: float = 300.0) -> Sequence[VersionRecord]:
+        """Removes the files of versions that have been retiring or rejected for `grace_s`, and what crashes have left.
+
+        `in_use` are the digests that this server has leased or loaded. What other servers `hold` stays, too; `grace_s`
+        is the time that they have to notice a retirement. Returns the versions that are `retired` now.
+        """
+        deadline = self._clock.now() - grace_s
+        kept = in_use | self._holds.of_others(self._clock.monotonic())
+        retired = [self._retire_one(version_id, deadline) for version_id in self._due(kept, deadline)]
+        for digest in self._unneeded(kept, grace_s, deadline):
             with self._db.write() as session:
-                self._remove_unless_stored(session, digest)
+                self._remove_unless_needed(session, digest, deadline)
         self._folders.sweep(grace_s)
         return [record for record in retired if record is not None]
 
-    def _due(self, in_use: Set[str], grace_s: float) -> Sequence[int]:
-        deadline = self._clock.now() - grace_s
+    def _due(self, kept: Set[str], deadline: float) -> Sequence[int]:
         with self._db.read() as session:
             query = select(VersionRow.seq, VersionRow.digest).where(
                 VersionRow.state == "retiring", VersionRow.state_at <= deadline
             )
-            return [version_id for version_id, digest in session.execute(query) if digest not in in_use]
+            return [version_id for version_id, digest in session.execute(query) if digest not in kept]
 
-    def _orphans(self, in_use: Set[str], grace_s: float) -> Sequence[str]:
-        """Folders of no version, to be looked at again under the lock."""
-        old = [digest for digest, age_s in self._folders.stored() if age_s >= grace_s and digest not in in_use]
+    def _unneeded(self, kept: Set[str], grace_s: float, deadline: float) -> Sequence[str]:
+        """Folders of rejected versions and of no version at all, to be looked at again under the lock."""
+        there = {digest: age_s for digest, age_s in self._folders.stored() if digest not in kept}
         with self._db.read() as session:
-            stored = set(session.scalars(select(VersionRow.digest).where(VersionRow.state.in_(STORED))))
-        return [digest for digest in old if digest not in stored]
+            needed = set(session.scalars(select(VersionRow.digest).where(_needs_files(deadline))))
+            rejected = set(session.scalars(select(VersionRow.digest).where(VersionRow.state == "rejected")))
+        return [
+            digest
+            for digest, age_s in there.items()
+            if digest not in needed and (digest in rejected or age_s >= grace_s)
+        ]
 
-    def _retire_one(self, version_id: int) -> VersionRecord | None:
+    def _retire_one(self, version_id: int, deadline: float) -> VersionRecord | None:
         with self._db.write() as session:
             row, adapter = session.execute(versions_query().where(VersionRow.seq == version_id)).one()
             if row.state != "retiring":
                 return None
             self._enter(row, "retired", row.reason)
             session.flush()
-            self._remove_unless_stored(session, row.digest)
+            self._remove_unless_needed(session, row.digest, deadline)
             bump(session)
             return version_record(row, adapter, load_manifest(row, probe=False))
 
-    def _remove_unless_stored(self, session: Session, digest: str) -> None:
+    def _remove_unless_needed(self, session: Session, digest: str, deadline: float) -> None:
         """Inside the write transaction: nobody can publish the same bytes meanwhile. Removing is one rename."""
-        query = select(VersionRow.seq).where(VersionRow.digest == digest, VersionRow.state.in_(STORED)).limit(1)
+        query = select(VersionRow.seq).where(VersionRow.digest == digest, _needs_files(deadline)).limit(1)
         if session.scalar(query) is None:
             self._folders.remove(digest)
 
@@ -187,6 +209,12 @@ class Lifecycle(Publishing):
         row.state, row.state_at, row.reason = state, self._clock.now(), reason
         if state != "ready":
             row.pinned = False
+
+
+def _needs_files(deadline: float) -> ColumnElement[bool]:
+    """A version that may be served, or one that was rejected after `deadline`."""
+    looked_at = and_(VersionRow.state == "rejected", VersionRow.state_at > deadline)
+    return or_(VersionRow.state.in_(SERVED), looked_at)
 
 
 def _full(row: VersionRow, adapter: AdapterRow) -> VersionRecord:

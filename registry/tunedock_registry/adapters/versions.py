@@ -4,7 +4,8 @@
         │             │                      ▲
         └─────────────┴──> rejected ─────────┘
 
-`retiring` takes no new requests; `retired` has no files any more. Nothing leads back: a version that was taken out of
+`retiring` takes no new requests; `retired` has no files any more. `rejected` keeps its row and its reason, and its files
+for a grace time, in which they can be downloaded and looked at. Nothing leads back: a version that was taken out of
 service is published again, as a new number of the same bytes.
 """
 
@@ -26,6 +27,7 @@ _NEXT: dict[VersionState, frozenset[VersionState]] = {
 WAITING: tuple[VersionState, ...] = ("published", "verifying")
 LIVE: tuple[VersionState, ...] = ("published", "verifying", "ready", "rejected")
 STORED: tuple[VersionState, ...] = (*LIVE, "retiring")
+SERVED: tuple[VersionState, ...] = (*WAITING, "ready", "retiring")  # may be in an engine: the files must be there
 
 
 def changes(ref: str, current: VersionState, to: VersionState) -> bool:

@@ -1,4 +1,4 @@
-"""Adapters, their versions, their aliases and every move of an alias."""
+"""Adapters, their versions, their aliases and every move of an alias; and what servers still use."""
 
 from __future__ import annotations
 
@@ -96,3 +96,13 @@ class AliasMoveRow(Sequenced, Base):
     actor: Mapped[str]
     reason: Mapped[str]
     created_at: Mapped[int]
+
+
+class HoldRow(Base):
+    """A server, `holder`, still uses files that would be collected otherwise. `beat` rises while it lives."""
+
+    __tablename__ = "holds"
+
+    holder: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    beat: Mapped[int]

@@ -10,11 +10,12 @@ from support.adapter_model import machine_on
 from support.adapters import facts, make_prepared, write_base
 from support.databases import empty_database
 from support.registry import FakeTime, open_registry
+from support.sizes import sized
 from tunedock_registry.adapters.intake import PreparedAdapter
 from tunedock_registry.registry import Registry
 
 QUICK = settings(stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-LONG = settings(QUICK, max_examples=150, stateful_step_count=50)
+LONG = settings(QUICK, stateful_step_count=50)
 
 Opened = Callable[[], tuple[Registry, Registry, FakeTime]]
 
@@ -53,6 +54,8 @@ def test_adapters_behave_as_their_model_in_any_order_of_calls(
     run_state_machine_as_test(machine_on(opened, sources), settings=settings(QUICK, max_examples=examples))
 
 
-@pytest.mark.campaign
-def test_adapters_behave_as_their_model_in_very_many_orders(opened: Opened, sources: list[PreparedAdapter]) -> None:
-    run_state_machine_as_test(machine_on(opened, sources), settings=LONG)
+@pytest.mark.parametrize("examples", sized(campaign=30, slow=300))
+def test_adapters_behave_as_their_model_in_very_many_orders(
+    opened: Opened, sources: list[PreparedAdapter], examples: int
+) -> None:
+    run_state_machine_as_test(machine_on(opened, sources), settings=settings(LONG, max_examples=examples))
