@@ -275,7 +275,10 @@ class Server:
 
 
 def _limits(settings: Settings) -> ResidencyLimits:
-    return ResidencyLimits(settings.slot_patience_s, settings.adapter_wait_s, settings.max_waiting_per_adapter)
+    # A few more than the engine runs, so that it never waits for the next one.
+    seats = settings.max_num_seqs + max(1, settings.max_num_seqs // 8)
+    waiting = settings.max_waiting_per_adapter
+    return ResidencyLimits(settings.slot_patience_s, settings.adapter_wait_s, waiting, seats)
 
 
 def build_app(server: Server) -> ASGIApp:

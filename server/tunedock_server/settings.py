@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     max_waiting_per_adapter: int = Field(
         default=256, ge=1, description="requests waiting for one adapter; more get 429"
     )
-    adapter_wait_s: float = Field(default=20.0, gt=0, description="longest wait for a slot or a load, then 503")
+    adapter_wait_s: float = Field(default=20.0, gt=0, description="longest wait for a slot, and for a load, then 503")
     slot_patience_s: float = Field(
         default=1.0, gt=0, description="a waiting adapter older than this takes a busy slot's turn"
     )

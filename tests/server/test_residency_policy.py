@@ -8,14 +8,16 @@ from collections import Counter, defaultdict
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tunedock_server.residency.policy import SlotQueue, Ticket, victims
+from tunedock_server.residency.policy import BASE, SlotQueue, Ticket, victims
+
+MANY = 10**9
 
 
 class Simulation:
     """Requests arrive at given times and run for given durations; nothing else happens."""
 
-    def __init__(self, slots: int, patience_s: float, pinned: set[str] | None = None) -> None:
-        self.queue = SlotQueue(slots, patience_s, pinned or set())
+    def __init__(self, slots: int, patience_s: float, pinned: set[str] | None = None, seats: int = MANY) -> None:
+        self.queue = SlotQueue(slots, patience_s, seats, pinned or set())
         self.durations: dict[int, float] = {}
         self.waits: dict[str, list[float]] = defaultdict(list)
         self.events: list[tuple[float, int, str, str, float]] = []
@@ -43,6 +45,7 @@ class Simulation:
             if check is not None:
                 self._push(check, "check")
             assert len(self.queue.active) <= self.queue.slots
+            assert self.queue.in_flight <= self.queue.seats
 
     def _start(self, granted: list[Ticket], now: float) -> None:
         for ticket in granted:
@@ -79,6 +82,41 @@ def test_a_flood_on_hot_adapters_cannot_starve_a_cold_one() -> None:
     assert max(simulation.waits["cold"]) <= 1.0 + 0.4 + 1e-6, "patience plus the longest running request"
 
 
+def test_a_flood_on_one_adapter_makes_the_others_wait_for_one_seat_at_most() -> None:
+    simulation = Simulation(slots=2, patience_s=1.0, seats=8)
+    for _ in range(500):
+        simulation.at(0.0, "hot", 0.5)
+    for step in range(20):
+        simulation.at(0.1 + step * 0.7, "cold", 0.2)
+        simulation.at(0.1 + step * 0.7, BASE, 0.2)
+    simulation.run()
+    assert len(simulation.waits["hot"]) == 500
+    assert max(simulation.waits["hot"]) > 20, "it is a flood"
+    assert max(simulation.waits["cold"] + simulation.waits[BASE]) <= 0.5 + 1e-6, "the longest running request"
+
+
+def test_a_flood_on_the_base_model_does_not_starve_adapters() -> None:
+    simulation = Simulation(slots=1, patience_s=1.0, seats=4)
+    for _ in range(200):
+        simulation.at(0.0, BASE, 0.5)
+    for step in range(10):
+        simulation.at(0.1 + step, f"a{step % 2}", 0.2)
+    simulation.run()
+    assert max(simulation.waits["a0"] + simulation.waits["a1"]) <= 0.5 + 1e-6
+
+
+def test_seats_are_shared_evenly_between_those_who_want_more() -> None:
+    queue = SlotQueue(3, 1.0, 9)
+    for _ in range(20):
+        queue.arrive("a", 0.0)
+    for _ in range(20):
+        queue.arrive("b", 0.0)
+    for _ in range(9):
+        queue.finish("a", 1.0)
+    assert (queue.active["a"].in_flight, queue.active["b"].in_flight) in ((4, 5), (5, 4))
+    assert queue.in_flight == 9
+
+
 def test_the_adapter_that_yielded_gets_its_turn_back() -> None:
     simulation = Simulation(slots=1, patience_s=0.5)
     for step in range(400):
@@ -101,7 +139,7 @@ def test_a_pinned_adapter_is_never_asked_to_yield() -> None:
 
 
 def test_a_yield_is_taken_back_when_the_waiter_gives_up() -> None:
-    queue = SlotQueue(1, 1.0)
+    queue = SlotQueue(1, 1.0, MANY)
     queue.arrive("hot", 0.0)
     ticket, _ = queue.arrive("cold", 0.5)
     assert queue.grant(2.0) == []
@@ -127,15 +165,19 @@ def test_zipf_traffic_on_ten_times_more_adapters_than_slots_serves_everybody() -
 @settings(max_examples=200, deadline=None)
 @given(
     slots=st.integers(1, 4),
-    arrivals=st.lists(st.tuples(st.floats(0, 5), st.sampled_from("abcdef"), st.floats(0.01, 2)), max_size=60),
+    seats=st.integers(1, 8),
+    arrivals=st.lists(st.tuples(st.floats(0, 5), st.sampled_from([BASE, *"abcdef"]), st.floats(0.01, 2)), max_size=60),
 )
-def test_every_request_is_granted_exactly_once(slots: int, arrivals: list[tuple[float, str, float]]) -> None:
-    simulation = Simulation(slots=slots, patience_s=0.5, pinned=set("a") if slots > 1 else set())
+def test_every_request_is_granted_exactly_once(
+    slots: int, seats: int, arrivals: list[tuple[float, str, float]]
+) -> None:
+    simulation = Simulation(slots=slots, patience_s=0.5, pinned=set("a") if slots > 1 else set(), seats=seats)
     for when, digest, duration in arrivals:
         simulation.at(when, digest, duration)
     simulation.run()
     assert Counter({d: len(w) for d, w in simulation.waits.items()}) == Counter(d for _, d, _ in arrivals)
     assert not simulation.queue.waiting
+    assert simulation.queue.in_flight == 0
     assert all(slot.in_flight == 0 for slot in simulation.queue.active.values())
 
 

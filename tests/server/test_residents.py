@@ -91,6 +91,24 @@ async def test_a_wait_without_a_turn_ends_with_a_typed_error_and_leaves_nothing_
     await residents.warm(versions[0])
 
 
+async def test_the_wait_for_a_seat_is_as_long_as_there_is_work(tmp_path: Path) -> None:
+    """Unlike the wait for a slot: nothing is wrong with the version, the engine has much to do."""
+    limits = ResidencyLimits(patience_s=0.01, wait_s=0.05, max_waiting=4, seats=1)
+    pool, residents, versions = await rig(tmp_path, limits=limits)
+    leave = await residents.use(versions[0])
+    waiters = [asyncio.create_task(residents.use(waiting)) for waiting in (versions[0], Pinned(pool.facts.model_id))]
+    await asyncio.sleep(0.2)
+    assert not any(waiter.done() for waiter in waiters)
+    assert residents.waiting() == [versions[0].digest], "the base model is not an adapter"
+    leave()
+    for _ in waiters:
+        [seated, *rest], waiting = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        assert not rest, "one seat"
+        seated.result()()
+        waiters = list(waiting)
+    assert residents.num_waiting() == 0
+
+
 async def test_a_full_queue_for_one_adapter_answers_at_once(tmp_path: Path) -> None:
     _, residents, versions = await rig(tmp_path, slots=1)
     leave = await residents.use(versions[0])

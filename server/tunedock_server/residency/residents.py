@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from tunedock_api.errors import Conflict, Overloaded, TuneDockError, Unavailable
 
 from ..pool import EnginePool, Pinned, Residency
-from .policy import SlotQueue, Ticket, victims
+from .policy import BASE, SlotQueue, Ticket, victims
 
 RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True)
 class ResidencyLimits:
-    """`patience_s`: see SlotQueue. `wait_s`: longest wait of one request. `max_waiting`: requests per adapter."""
+    """`patience_s`, `seats`: see SlotQueue. `wait_s`: longest wait for a slot, and then for a load. `max_waiting`:
+    requests per adapter, whatever they wait for."""
 
     patience_s: float = 1.0
     wait_s: float = 20.0
     max_waiting: int = 256
+    seats: int = 64
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Residents:
         self._fetch = fetch
         self._limits = limits
         self._clock = clock
-        self._queue = SlotQueue(1, limits.patience_s)
+        self._queue = SlotQueue(1, limits.patience_s, limits.seats)
         self._granted: dict[int, asyncio.Future[None]] = {}
         self._host: dict[str, float] = {}  # digest -> last use, of what the engine holds
         self._ready: set[str] = set()  # loaded into the seat that it holds now
@@ -80,38 +82,46 @@ class Residents:
         """Waits until `pinned` may run and is loaded. Returns what to call, once, when the request is over.
 
         Raises Overloaded (too many wait already), Unavailable (the wait was too long, or the version cannot be loaded).
+        The base model needs no slot and no load, only its turn.
         """
-        digest = _digest(pinned)
+        digest = pinned.digest or BASE
         if self._queue.num_waiting(digest) >= self._limits.max_waiting:
             raise Overloaded(
                 f"{self._limits.max_waiting} requests already wait for {pinned.public}: try again later.",
                 "adapter_queue_full",
                 retry_after_s=RETRY_AFTER_S,
             )
+        await self._seat(pinned, digest)
+        if digest != BASE:
+            await self._bring(pinned, digest)
+        return lambda: self._leave_seat(digest)
+
+    async def _bring(self, pinned: Pinned, digest: str) -> None:
+        """Loads what has its seat. Gives the seat back when that fails."""
         self._known[digest] = pinned
-        deadline = self._clock() + self._limits.wait_s
-        await self._seat(pinned, deadline)
         try:
-            await self._loaded(pinned, deadline)
+            await self._loaded(pinned, self._clock() + self._limits.wait_s)
         except BaseException:
             self._leave_seat(digest)
             raise
         self._host[digest] = self._clock()
-        return lambda: self._leave_seat(digest)
 
-    async def _seat(self, pinned: Pinned, deadline: float) -> None:
-        ticket, granted = self._queue.arrive(_digest(pinned), self._clock())
+    async def _seat(self, pinned: Pinned, digest: str) -> None:
+        ticket, granted = self._queue.arrive(digest, self._clock())
         turn = asyncio.get_running_loop().create_future()
         self._granted[ticket.number] = turn
         self._apply(granted)
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                await turn
-        except BaseException as error:
+            await self._turn(pinned, digest, turn)
+        except BaseException:
             self._give_up(ticket, turn)
-            if isinstance(error, TimeoutError):
-                raise self._too_slow(pinned) from None
             raise
+
+    async def _turn(self, pinned: Pinned, digest: str, turn: asyncio.Future[None]) -> None:
+        """The wait for a slot is bounded. The wait for the engine's seats is not: it lasts as long as there is work."""
+        while not (await asyncio.wait({turn}, timeout=self._limits.wait_s))[0]:
+            if self._queue.lacks_slot(digest):
+                raise self._too_slow(pinned)
 
     def _give_up(self, ticket: Ticket, turn: asyncio.Future[None]) -> None:
         self._granted.pop(ticket.number, None)
@@ -294,7 +304,7 @@ class Residents:
 
     def waiting(self) -> list[str]:
         """Digests that requests wait for."""
-        return list(self._queue.waiting)
+        return [digest for digest in self._queue.waiting if digest != BASE]
 
     def num_waiting(self) -> int:
         return sum(len(tickets) for tickets in self._queue.waiting.values())

@@ -134,8 +134,7 @@ class Inference:
     ) -> dict[str, Any] | Peeked[T]:
         """Runs up to the first bytes, so that whatever goes wrong until then is still an ordinary error answer."""
         with ExitStack() as seat:
-            if pinned.digest is not None:
-                seat.callback(await self._residents.use(pinned))
+            seat.callback(await self._residents.use(pinned))
             raw = await perform(dict(body), pinned, request_id)
             answer = raw if isinstance(raw, dict) else await Peeked.begin(raw)
             held.callback(seat.pop_all().close)
