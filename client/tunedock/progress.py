@@ -1,12 +1,14 @@
-"""Progress of long calls: a bar on a terminal or in a notebook, plain lines elsewhere, always on stderr."""
+"""Progress of long calls: a bar on a terminal or in a notebook, plain lines elsewhere. Outside a notebook on stderr."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from .curve import curve
@@ -14,11 +16,11 @@ from .types import JobEvent
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.live import Live
     from rich.progress import Progress as RichProgress
 
 ProgressOption = bool | Callable[[JobEvent], None]
 _PLAIN_INTERVAL_S = 5.0
+_CELL_WIDTH = 100  # characters
 
 
 class Progress(Protocol):
@@ -35,8 +37,10 @@ def reporter(option: ProgressOption, title: str, stream: TextIO | None = None) -
         yield _Callback(option)
     elif not option:
         yield _Callback(lambda _event: None)
-    elif out.isatty() or _in_notebook():
-        with _bar(title, out) as bar:
+    elif _in_notebook():
+        yield _cell(title)
+    elif out.isatty():
+        with _terminal(title, out) as bar:
             yield bar
     else:
         yield _Lines(out)
@@ -69,37 +73,40 @@ class _Lines:
 
 
 class _Bar:
-    """A bar of steps with the newest losses and the time left, and the curve of the training loss above it."""
+    """A bar of steps with the newest losses and the time left, and the curve of the training loss above it.
 
-    def __init__(self, bar: RichProgress, live: Live) -> None:
+    `draw` shows the whole again in place of what it showed before; `say` leaves a line above it.
+    """
+
+    def __init__(
+        self, bar: RichProgress, width: int, draw: Callable[[Group], object], say: Callable[[str], object]
+    ) -> None:
         self._bar = bar
-        self._live = live
+        self._width = max(20, min(width - 12, 100))
+        self._draw = draw
+        self._say = say
         self._losses: list[float] = []
 
     def event(self, event: JobEvent) -> None:
         data = event.data or {}
         if event.type != "metrics" or "step" not in data:
-            self._live.console.print(event.message, highlight=False, markup=False)
+            self._say(event.message)
             return
         self._bar.update(
             self._bar.task_ids[0], completed=data["step"], total=data.get("total_steps"), status=losses_shown(data)
         )
         if isinstance(data.get("train_loss"), float | int):
             self._losses.append(float(data["train_loss"]))
-        self._live.update(self._picture())
+        self._draw(self._picture())
 
     def _picture(self) -> Group:
         from rich.console import Group
         from rich.text import Text
 
-        width = max(20, min(self._live.console.width - 12, 100))
-        return Group(*(Text(line) for line in curve(self._losses, width)), self._bar)
+        return Group(*(Text(line) for line in curve(self._losses, self._width)), self._bar)
 
 
-@contextmanager
-def _bar(title: str, out: TextIO) -> Iterator[_Bar]:
-    from rich.console import Console
-    from rich.live import Live
+def _new_bar(title: str) -> RichProgress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -113,9 +120,36 @@ def _bar(title: str, out: TextIO) -> Iterator[_Bar]:
     )
     bar = RichProgress(*columns)
     bar.add_task(title, total=None, status="waiting for a trainer")
+    return bar
+
+
+@contextmanager
+def _terminal(title: str, out: TextIO) -> Iterator[_Bar]:
+    from rich.console import Console
+    from rich.live import Live
+
+    bar = _new_bar(title)
     console = Console(file=out, no_color=bool(os.environ.get("NO_COLOR")) or None)
     with Live(bar, console=console, refresh_per_second=8) as live:
-        yield _Bar(bar, live)
+        yield _Bar(bar, console.width, live.update, lambda text: console.print(text, highlight=False, markup=False))
+
+
+def _cell(title: str) -> _Bar:
+    """In a notebook's output, drawn again in place. rich's own way needs ipywidgets and shows nothing without them."""
+    shown = import_module("IPython.display").display({"text/plain": title}, raw=True, display_id=True)
+
+    def draw(picture: Group) -> None:
+        shown.update({"text/plain": _as_text(picture)}, raw=True)
+
+    return _Bar(_new_bar(title), _CELL_WIDTH, draw, print)
+
+
+def _as_text(picture: Group) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=_CELL_WIDTH, force_jupyter=False, color_system=None).print(picture)
+    return out.getvalue()
 
 
 def losses_shown(data: dict[str, object]) -> str:

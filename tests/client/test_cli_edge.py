@@ -108,6 +108,16 @@ def test_the_documented_exit_codes() -> None:
     assert exit_code(errors.BadInput("x")) == 1
 
 
+@pytest.mark.parametrize(
+    ("typed", "word", "offered"),
+    [("tunedock adap", 1, {"adapters"}), ("tunedock adapters d", 2, {"diff", "download", "delete"})],
+)
+def test_the_shell_completes_commands(typed: str, word: int, offered: set[str]) -> None:
+    done = command(_TUNEDOCK_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=str(word))
+    assert set(done.stdout.split()) <= offered
+    assert len(done.stdout.split()) >= min(2, len(offered))
+
+
 def test_no_color_leaves_no_escape_codes() -> None:
     assert "\x1b[" not in command("jobs", "--help", NO_COLOR="1").stdout
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from typing import ClassVar
 
 import pytest
 from tunedock.curve import curve, resampled
@@ -67,6 +69,47 @@ def test_on_a_terminal_progress_is_a_bar_with_losses_and_a_curve() -> None:
     assert "job ftjob-1" in shown
     assert "train 0.333" in shown
     assert "┤" in shown
+
+
+class Cell:
+    """What IPython offers in a notebook's kernel: an output that can be written again in place."""
+
+    config: ClassVar[dict[str, object]] = {"IPKernelApp": {}}
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def get_ipython(self) -> Cell:
+        return self
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> Cell:
+        assert raw
+        assert display_id
+        self.texts.append(data["text/plain"])
+        return self
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.texts[-1] = data["text/plain"]
+
+
+def test_in_a_notebook_progress_is_drawn_again_in_place_without_widgets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = Cell()
+    monkeypatch.setitem(sys.modules, "IPython", cell)
+    monkeypatch.setitem(sys.modules, "IPython.display", cell)
+    with reporter(True, "job ftjob-1") as report:
+        report.event(JobEvent(id="a", message="Fine-tuning job started"))
+        for number in (1, 2, 3):
+            report.event(step(number, 1 / number))
+    (shown,) = cell.texts
+    assert "job ftjob-1" in shown
+    assert "3/3" in shown
+    assert "train 0.333" in shown
+    assert "┤" in shown
+    assert "\x1b" not in shown
+    assert capsys.readouterr().out == "Fine-tuning job started\n"
 
 
 def test_no_color_is_respected_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
