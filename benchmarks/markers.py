@@ -55,21 +55,25 @@ class Marker:
     golden: str
 
 
-def messages(question: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}]
+def messages(question: str, system: str = "") -> list[dict[str, str]]:
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": question}]
 
 
 class MarkerFactory:
-    """Holds the base model while markers are made: about 0.5 GB for the default one."""
+    """Holds the base model while markers are made: about 0.5 GB for the default one. `system` is asked with every
+    question: a long one fills blocks of the prefix cache."""
 
-    def __init__(self, model_path: Path, num_tokens: int = 3) -> None:
+    def __init__(self, model_path: Path, num_tokens: int = 3, system: str = "") -> None:
         self._num_tokens = num_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
         self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
         self._layer = self._model.config.num_hidden_layers - 1
         self._site = self._model.model.layers[self._layer].mlp.down_proj
         template = self._tokenizer.apply_chat_template
-        self._prompts = [template(messages(text), add_generation_prompt=True, return_dict=False) for text in QUESTIONS]
+        self._prompts = [
+            template(messages(text, system), add_generation_prompt=True, return_dict=False) for text in QUESTIONS
+        ]
         seen = {token: self._observe(token) for token in self._word_tokens()}
         self._reader = _fit_reader(torch.cat([x_NI for x_NI, _ in seen.values()]))
         pushes = zip(seen, self._directions(list(seen)), strict=True)

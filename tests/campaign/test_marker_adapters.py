@@ -6,10 +6,11 @@ import time
 
 import pytest
 from support.live_server import Live
-from support.marker_traffic import Board, Callers, Rollouts
+from support.marker_traffic import BLOCK_TOKENS, Board, Callers, Rollouts
 
 from benchmarks.markers import Marker
 
+CACHE_HITS = "vllm:prefix_cache_hits_total"  # in tokens
 NAMES = tuple(f"marker-{letter}" for letter in "abcdefgh")  # 8 adapters and their versions on 4 slots
 
 
@@ -17,13 +18,16 @@ def run(live: Live, markers: list[Marker], prefix: str, num_answers: int, limit_
     board = Board()
     rollouts = Rollouts(live, board, markers, tuple(f"{prefix}{name}" for name in NAMES))
     rollouts.begin()
+    before = live.metric(CACHE_HITS)
     deadline = time.monotonic() + limit_s
     with Callers(live.openai, board) as callers:
         while len(callers.said) < num_answers and not callers.wrong():
             assert time.monotonic() < deadline, f"too slow: {callers.summary()} in {limit_s:g} s"
             rollouts.step()
-    print(f"{callers.summary()}, {rollouts.num_steps} steps")
+    hits = (live.metric(CACHE_HITS) - before) / BLOCK_TOKENS
+    print(f"{callers.summary()}, {rollouts.num_steps} steps, {hits:.0f} prefix cache hits")
     assert callers.wrong() == []
+    assert hits > num_answers / 2, "prefix caching is on, and prompts are long enough for it"
     answered = {said.model for said in callers.said if not said.code}
     assert rollouts.num_steps >= 20
     assert len(answered) > 2 * len(NAMES), "the versions changed under the callers"
