@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 
@@ -13,16 +12,3 @@ class Bell(Protocol):
         """Returns at the next ring, or after `timeout_s` seconds at the latest. Never raises."""
 
     def close(self) -> None: ...
-
-
-class SleepBell:
-    """Rings every `interval_s`: reading one row of SQLite costs less than anything cleverer."""
-
-    def __init__(self, interval_s: float = 0.1) -> None:
-        self._interval_s = interval_s
-
-    def wait(self, timeout_s: float) -> None:
-        time.sleep(min(timeout_s, self._interval_s))
-
-    def close(self) -> None:
-        return

@@ -92,7 +92,7 @@ class Registry:
     def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """The change counter as soon as it differs from `seen`, or after `timeout_s`. For one thread at a time.
 
-        PostgreSQL rings at the commit; SQLite is looked at ten times a second.
+        PostgreSQL rings at the commit, SQLite at most a tenth of a second after it.
         """
         deadline = time.monotonic() + timeout_s
         while (counter := self.change_counter()) == seen and (left_s := deadline - time.monotonic()) > 0:

@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(default=False, description="call webhooks at addresses that are not public")
 
     # Lifecycle
-    poll_s: float = Field(default=0.25, gt=0, description="how often the registry's change counter is read")
+    poll_s: float = Field(
+        default=1.0, gt=0, description="how often the registry's change counter is read even if no bell rings"
+    )
     drain_grace_s: float = Field(default=0.0, ge=0, description="after SIGTERM, serve on this long before refusing")
     drain_timeout_s: float = Field(default=60.0, ge=0, description="then wait this long for requests in flight")
     collect_every_s: float = Field(default=30.0, gt=0, description="retired versions and expired files are collected")

@@ -62,10 +62,11 @@ class Watcher:
         """The wait has a thread of its own: it would hold one of the loop's for good."""
         while True:
             try:
-                await asyncio.get_running_loop().run_in_executor(
+                counter = await asyncio.get_running_loop().run_in_executor(
                     thread, self._registry.wait_for_change, self._seen, self._poll_s
                 )
-                await self.look()
+                if counter != self._seen:
+                    await self.look()
                 self.failing = False
             except Exception:
                 if not self.failing:
