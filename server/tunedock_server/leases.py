@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -78,20 +78,21 @@ class Leases:
 class LeasedStream(Generic[T]):
     """An answer's parts (SSE bytes, token deltas) with its lease. Closing releases, also when nothing was ever read."""
 
-    def __init__(self, source: AsyncIterator[T], release: Callable[[], None]) -> None:
+    def __init__(self, source: AsyncIterator[T], release: Callable[[], None], first: Sequence[T] = ()) -> None:
+        """`first`: parts that were taken from `source` already."""
         self._source = source
+        self._first = first
         self._finish = weakref.finalize(self, release)
 
-    def __aiter__(self) -> LeasedStream[T]:
-        return self
-
-    async def __anext__(self) -> T:
+    async def __aiter__(self) -> AsyncGenerator[T, None]:
+        """A generator, not `__anext__`: one frame for every part is all that this costs."""
         try:
-            return await anext(self._source)
-        except BaseException:
-            # StopAsyncIteration too: the answer is over, whichever way.
+            for part in self._first:
+                yield part
+            async for part in self._source:
+                yield part
+        finally:
             self._finish()
-            raise
 
     async def aclose(self) -> None:
         """Stops the generation, then releases. Safe to call twice."""

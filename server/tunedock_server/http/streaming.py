@@ -58,27 +58,26 @@ class SseResponse(Response):
         self._stream = stream
         self._write_timeout_s = write_timeout_s
         self._deadline = deadline
+        self._writing_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = asyncio.ensure_future(self._pump(send))
         gone = asyncio.ensure_future(_disconnected(receive))
+        watch = asyncio.ensure_future(self._stalled())
         try:
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, gone, watch}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             try:
-                await _end(pump, gone)
+                await _end(pump, gone, watch)
             finally:
                 await self._stream.aclose()
 
     async def _pump(self, send: Send) -> None:
-        try:
-            await self._write(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            error = await self._copy(send)
-            if error is not None:
-                await self._write(send, _chunk(f"data: {json.dumps(error.body())}\n\n".encode()))
-            await self._write(send, {"type": "http.response.body", "body": b"", "more_body": False})
-        except _ReaderStalled:
-            return
+        await self._write(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        error = await self._copy(send)
+        if error is not None:
+            await self._write(send, _chunk(f"data: {json.dumps(error.body())}\n\n".encode()))
+        await self._write(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _copy(self, send: Send) -> TuneDockError | None:
         """Sends every chunk. Returns the error that ended the answer early: headers are gone, so it becomes an event."""
@@ -93,15 +92,18 @@ class SseResponse(Response):
         return None
 
     async def _write(self, send: Send, message: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await send(message)
-        except TimeoutError:
-            raise _ReaderStalled from None
+        self._writing_since = time.monotonic()
+        await send(message)
+        self._writing_since = None
 
-
-class _ReaderStalled(Exception):
-    pass
+    async def _stalled(self) -> None:
+        """Returns when one write has taken too long. Looks now and then: a timer for every write costs as much as it."""
+        while True:
+            since = self._writing_since or time.monotonic()
+            left_s = since + self._write_timeout_s - time.monotonic()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(left_s)
 
 
 def _chunk(body: bytes) -> dict[str, Any]:

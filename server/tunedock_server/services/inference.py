@@ -5,7 +5,7 @@ Transport-free: HTTP and gRPC both stand on this. An answer in parts is a `Lease
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
@@ -40,12 +40,12 @@ class Admission:
     requeue_wait_s: float = 60.0
 
 
+@dataclass(frozen=True)
 class Peeked(Generic[T]):
     """A stream whose first part has been fetched already."""
 
-    def __init__(self, first: list[T], source: AsyncGenerator[T, None]) -> None:
-        self._first = first
-        self._source = source
+    first: Sequence[T]
+    source: AsyncGenerator[T, None]
 
     @classmethod
     async def begin(cls, source: AsyncGenerator[T, None]) -> Peeked[T]:
@@ -56,15 +56,6 @@ class Peeked(Generic[T]):
         except BaseException:
             await source.aclose()
             raise
-
-    def __aiter__(self) -> Peeked[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        return self._first.pop() if self._first else await anext(self._source)
-
-    async def aclose(self) -> None:
-        await self._source.aclose()
 
 
 class Inference:
@@ -127,7 +118,7 @@ class Inference:
                 answer = await self._run(pinned, body, f"{request_id}-again", perform, held)
             if isinstance(answer, dict):
                 return Answer(pinned, body=answer)
-            return Answer(pinned, stream=LeasedStream(answer, held.pop_all().close))
+            return Answer(pinned, stream=LeasedStream(answer.source, held.pop_all().close, answer.first))
 
     async def _run(
         self, pinned: Pinned, body: dict[str, Any], request_id: str, perform: Perform[T], held: ExitStack
