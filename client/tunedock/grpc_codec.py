@@ -6,60 +6,53 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
 from tunedock_api.errors import BadInput
 from tunedock_api.v1 import inference_pb2 as pb
 
 from .operations import Json
 
 _PLAIN = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "seed",
-    "n",
-    "stop_token_ids",
-    "ignore_eos",
-)
-_HANDLED = frozenset(
-    (
-        *_PLAIN,
-        "model",
-        "messages",
-        "prompt",
-        "tools",
-        "max_tokens",
-        "max_completion_tokens",
-        "stop",
-        "logprobs",
-        "top_logprobs",
-        "response_format",
-        "structured_outputs",
-        "stream",
-        "stream_options",
-    )
-)
+    "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "seed", "n",
+    "min_tokens", "stop_token_ids", "allowed_token_ids", "bad_words", "ignore_eos", "include_stop_str_in_output",
+    "skip_special_tokens",
+)  # fmt: skip
+_SAMPLING = frozenset((
+    *_PLAIN, "max_tokens", "max_completion_tokens", "stop", "logit_bias", "logprobs", "top_logprobs", "response_format",
+    "structured_outputs",
+))  # fmt: skip
+_CHAT = ("parallel_tool_calls", "user", "reasoning_effort", "add_generation_prompt", "continue_final_message")
+_COMPLETION = ("user", "add_special_tokens")
+_ALWAYS = frozenset(("model", "stream", "stream_options"))
+ALL_CHAT = _SAMPLING | _ALWAYS | {*_CHAT, "messages", "tools", "tool_choice", "chat_template_kwargs"}
+ALL_COMPLETION = _SAMPLING | _ALWAYS | {*_COMPLETION, "prompt"}
+_CONSTRAINTS = frozenset(("json_object", "regex", "choice", "grammar"))
 
 
 def chat_request(body: Mapping[str, Any]) -> pb.ChatRequest:
     """Raises BadInput for an option that gRPC does not carry."""
-    return pb.ChatRequest(
+    _refuse_unknown(body, ALL_CHAT)
+    request = pb.ChatRequest(
         model=body["model"],
         messages=[_message(message) for message in body["messages"]],
         tools=[_tool(tool["function"]) for tool in body.get("tools") or ()],
+        tool_choice=_tool_choice(body.get("tool_choice")),
         sampling=_sampling(body),
+        **_given(body, _CHAT),
     )
+    if body.get("chat_template_kwargs") is not None:
+        ParseDict(body["chat_template_kwargs"], request.chat_template_kwargs)
+    return request
 
 
 def complete_request(body: Mapping[str, Any]) -> pb.CompleteRequest:
     """Raises BadInput for an option that gRPC does not carry."""
-    prompt = body["prompt"]
+    _refuse_unknown(body, ALL_COMPLETION)
+    prompt, given = body["prompt"], _given(body, _COMPLETION)
     if isinstance(prompt, str):
-        return pb.CompleteRequest(model=body["model"], text=prompt, sampling=_sampling(body))
-    return pb.CompleteRequest(model=body["model"], token_ids=pb.TokenIds(ids=prompt), sampling=_sampling(body))
+        return pb.CompleteRequest(model=body["model"], text=prompt, sampling=_sampling(body), **given)
+    token_ids = pb.TokenIds(ids=prompt)
+    return pb.CompleteRequest(model=body["model"], token_ids=token_ids, sampling=_sampling(body), **given)
 
 
 def chat_answer(response: pb.GenerateResponse) -> Json:
@@ -102,7 +95,7 @@ def _answer_message(choice: pb.Choice) -> Json:
 
 
 def _delta(choice: pb.ChoiceDelta) -> Json:
-    calls = [_call_shown(call) for call in choice.tool_calls]
+    calls = [_call_piece(call) for call in choice.tool_calls]
     delta: Json = {"content": choice.text} | ({"tool_calls": calls} if calls else {})
     return {"index": choice.index, "delta": delta, "finish_reason": choice.finish_reason or None, **_extras(choice)}
 
@@ -165,18 +158,36 @@ def _call_shown(call: pb.ToolCall) -> Json:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _sampling(body: Mapping[str, Any]) -> pb.Sampling:
-    unknown = sorted(name for name, value in body.items() if name not in _HANDLED and value is not None)
+def _call_piece(call: pb.ToolCall) -> Json:
+    """As OpenAI streams it: id, type and name come with the first piece only."""
+    function: Json = {"arguments": call.arguments} | ({"name": call.name} if call.name else {})
+    head = {"id": call.id, "type": "function"} if call.id else {}
+    return {"index": call.index, **head, "function": function}
+
+
+def _tool_choice(choice: Any) -> str:
+    return str(choice["function"]["name"]) if isinstance(choice, Mapping) else choice or ""
+
+
+def _refuse_unknown(body: Mapping[str, Any], known: frozenset[str]) -> None:
+    unknown = sorted(name for name, value in body.items() if name not in known and value is not None)
     if unknown:
         raise BadInput(f"gRPC does not carry {unknown[0]!r}: ask over REST.", param=unknown[0])
-    plain = {name: body[name] for name in _PLAIN if body.get(name) is not None}
+
+
+def _given(body: Mapping[str, Any], names: Iterable[str]) -> Json:
+    return {name: body[name] for name in names if body.get(name) is not None}
+
+
+def _sampling(body: Mapping[str, Any]) -> pb.Sampling:
     try:
         return pb.Sampling(
             max_tokens=body.get("max_completion_tokens") or body.get("max_tokens") or 0,
             stop=_stops(body.get("stop")),
             logprobs=_num_logprobs(body),
-            json_schema=_schema(body),
-            **plain,
+            logit_bias={int(token): bias for token, bias in (body.get("logit_bias") or {}).items()},
+            **_given(body, _PLAIN),
+            **_constraint(body),
         )
     except (TypeError, ValueError) as error:
         raise BadInput(f"A sampling option does not fit its type: {error}.", param="sampling") from error
@@ -194,14 +205,19 @@ def _num_logprobs(body: Mapping[str, Any]) -> int | None:
     return int(asked)
 
 
-def _schema(body: Mapping[str, Any]) -> str:
+def _constraint(body: Mapping[str, Any]) -> Json:
+    """`response_format` and `structured_outputs` as fields of Sampling."""
     form: Mapping[str, Any] = body.get("response_format") or {}
-    outputs: Mapping[str, Any] = body.get("structured_outputs") or {}
+    outputs = _given(body.get("structured_outputs") or {}, body.get("structured_outputs") or {})
     if form.get("type") == "json_object":
-        return '{"type": "object"}'
-    schema = form["json_schema"].get("schema") if form.get("type") == "json_schema" else outputs.get("json")
-    if schema is None and outputs:
+        outputs["json_object"] = True
+    elif form.get("type") == "json_schema":
+        outputs["json"] = form["json_schema"].get("schema") or {}
+    schema = outputs.pop("json", None)
+    if unknown := outputs.keys() - _CONSTRAINTS:
         raise BadInput(
-            "gRPC carries only JSON schemas of structured outputs: ask over REST.", param="structured_outputs"
+            f"gRPC does not carry structured_outputs.{min(unknown)}: ask over REST.", param="structured_outputs"
         )
-    return json.dumps(schema) if schema is not None else ""
+    return outputs | (
+        {} if schema is None else {"json_schema": schema if isinstance(schema, str) else json.dumps(schema)}
+    )

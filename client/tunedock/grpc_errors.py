@@ -33,6 +33,12 @@ def from_rpc(error: grpc.aio.AioRpcError, target: str, timeout_s: float) -> Tune
     return told or _bare(error, target, timeout_s)
 
 
+def from_status(raw: bytes) -> TuneDockError:
+    """What the service said about one stream of many."""
+    status = Status.FromString(raw)
+    return _told(status) or Internal(status.message)
+
+
 def _status(trailers: Iterable[tuple[str, Any]]) -> Status | None:
     raw = next((value for key, value in trailers if key == STATUS_KEY), None)
     try:
@@ -61,7 +67,7 @@ def _told(status: Status) -> TuneDockError | None:
 def _bare(error: grpc.aio.AioRpcError, target: str, timeout_s: float) -> TuneDockError:
     message = error.details() or error.code().name
     match error.code():
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(
                 f"cannot reach {target}: start a server with `tunedock serve`, or set TUNEDOCK_GRPC to where one runs."
             )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,8 @@ from tunedock_api.v1.inference_pb2_grpc import InferenceStub
 
 from . import grpc_codec as codec
 from . import operations as op
-from .grpc_errors import from_rpc
+from .grpc_errors import from_rpc, from_status
+from .grpc_streams import Streams
 from .operations import Json, Operation
 from .settings import Connection
 
@@ -109,16 +110,21 @@ class GrpcTransport:
         request = from_request(kind, _asked(operation, path, query, body))
         return to_json(await self._unary(service, method, request))
 
+    @cached_property
+    def _streams(self) -> Streams:
+        return Streams(lambda: self._stubs["Inference"].StreamMany(metadata=self._metadata()))
+
     async def stream(self, operation: Operation, body: Json) -> AsyncIterator[Json]:
         model = body["model"]
-        call = self._stubs["Inference"].StreamChat(codec.chat_request(body), **self._options())
+        asked = codec.chat_request(body)
         with self._translated():
-            try:
-                async for part in call:
-                    model = part.model or model
-                    yield codec.chunk(part, model)
-            finally:
-                call.cancel()
+            async with aclosing(self._streams.stream(asked, self._connection.timeout_s)) as parts:
+                async for part in parts:
+                    if part.end.status:
+                        raise from_status(part.end.status)
+                    if part.HasField("chunk"):
+                        model = part.chunk.model or model
+                        yield codec.chunk(part.chunk, model)
 
     async def upload(self, filename: str, stream: BinaryIO, purpose: str) -> Json:
         """Sends the whole stream; where the connection breaks, goes on from what the service has stored."""
@@ -159,6 +165,8 @@ class GrpcTransport:
                 yield chunk.data
 
     async def aclose(self) -> None:
+        if "_streams" in self.__dict__:
+            await self._streams.aclose()
         if "_channel" in self.__dict__:
             await self._channel.close()
 
@@ -167,9 +175,11 @@ class GrpcTransport:
             return await getattr(self._stubs[service], method)(request, **self._options())
 
     def _options(self) -> dict[str, Any]:
+        return {"timeout": self._connection.timeout_s, "metadata": self._metadata()}
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
         key = self._connection.api_key
-        metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        return {"timeout": self._connection.timeout_s, "metadata": metadata}
+        return (("authorization", f"Bearer {key}"),) if key else ()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError, SerializeToJsonError
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
@@ -32,9 +32,18 @@ def to_json(message: Message) -> Json:
     return {key: _whole(value) for key, value in _dict(message).items()}
 
 
+def given(message: Message) -> Json:
+    """The fields that were set, as JSON. Raises BadInput for numbers that JSON does not have."""
+    try:
+        shown: Json = MessageToDict(message, preserving_proto_field_name=True)
+    except (SerializeToJsonError, ValueError) as error:  # protobuf 5 raises the one, 7 the other
+        raise BadInput(f"This request is not JSON: {error}.") from error
+    return shown
+
+
 def plain(struct: Struct) -> Json:
-    """A Struct as JSON, with whole numbers as ints."""
-    return {key: _whole(value) for key, value in MessageToDict(struct).items()}
+    """A Struct as JSON, with whole numbers as ints. Raises as `given`."""
+    return {key: _whole(value) for key, value in given(struct).items()}
 
 
 def _dict(message: Message) -> Json:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -103,9 +103,13 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling of a `GenerateRequest`. `None` means the model's default, as it does over REST."""
+    """Sampling of a `GenerateRequest`. `None` means the model's default, as it does over REST.
+
+    `structured_outputs` is one of `json` (a JSON schema), `json_object`, `regex`, `choice`, `grammar`.
+    """
 
     max_tokens: int | None = None
+    min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -117,16 +121,31 @@ class Sampling:
     n: int = 1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logit_bias: Mapping[str, float] | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
-    json_schema: str | None = None
+    structured_outputs: Mapping[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults, in OpenAI's names."""
+        values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in values.items()
+            if value != default
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation outside the OpenAI shapes. Exactly one of `messages`, `text`, `token_ids` is set.
 
-    `messages` are OpenAI chat messages and `tools` OpenAI tools as plain dictionaries.
+    `messages` are OpenAI chat messages and `tools` OpenAI tools as plain dictionaries; `options` are those fields of
+    OpenAI's request that have nothing to do with sampling, such as `user` and `chat_template_kwargs`.
     """
 
     request_id: str
@@ -135,10 +154,22 @@ class GenerateRequest:
     token_ids: Sequence[int] | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     sampling: Sampling = Sampling()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if sum(prompt is not None for prompt in (self.messages, self.text, self.token_ids)) != 1:
             raise ValueError("set exactly one of messages, text, token_ids")
+
+    def body(self) -> dict[str, Any]:
+        """The same as OpenAI's request, without a model. What was not given is absent, so that defaults apply."""
+        body = {**self.sampling.given(), **self.options}
+        if self.messages is None:
+            return body | {"prompt": self.text if self.text is not None else list(self.token_ids or ())}
+        if (num_logprobs := body.pop("logprobs", None)) is not None:
+            body |= {"logprobs": True, "top_logprobs": num_logprobs}
+        if self.tools:
+            body["tools"] = [dict(tool) for tool in self.tools]
+        return body | {"messages": [dict(message) for message in self.messages]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +182,13 @@ class TokenLogprob:
     top: tuple[tuple[int, str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GenerateDelta:
-    """What is new for answer number `index`. Counts are totals so far; `finish_reason` is set on its last delta."""
+    """What is new for answer number `index`. Counts are totals so far; `finish_reason` is set on its last delta.
+
+    `more`: the next delta is of the same engine step and there already. Not frozen, because one is made for every token and
+    freezing trebles what that costs; nobody changes one.
+    """
 
     index: int
     text: str
@@ -163,6 +198,7 @@ class GenerateDelta:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

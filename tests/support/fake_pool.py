@@ -57,6 +57,7 @@ class Behaviour:
     start_error: TuneDockError | None = None
     start_errors_left: int = 0
     stream_error_after: int | None = None
+    calls_tools: bool = False  # a streamed chat with tools calls the first of them, in pieces
     hold: asyncio.Event | None = None  # when set, generations wait for it after their first token
 
 
@@ -181,7 +182,7 @@ class FakePool:
                 param="messages" if chat else "prompt",
             )
         if body.get("stream"):
-            return self._stream(pinned, request_id, chat)
+            return self._stream(body, pinned, request_id, chat)
         words = [word async for word in self._words(pinned, body.get("max_tokens"))]
         text = " ".join(words)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
@@ -192,14 +193,29 @@ class FakePool:
         head = {"id": request_id, "object": kind, "created": int(time.time()), "model": pinned.public}
         return {**head, "choices": choices, "usage": usage}
 
-    async def _stream(self, pinned: Pinned, request_id: str, chat: bool) -> AsyncGenerator[bytes, None]:
+    async def _stream(
+        self, body: dict[str, Any], pinned: Pinned, request_id: str, chat: bool
+    ) -> AsyncGenerator[bytes, None]:
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        head = {"id": request_id, "object": kind, "created": 0, "model": pinned.public}
+        count = 0
         async for word in self._words(pinned):
-            choice: dict[str, Any] = {"index": 0, "finish_reason": None}
-            choice |= {"delta": {"role": "assistant", "content": word}} if chat else {"text": word}
-            kind = "chat.completion.chunk" if chat else "text_completion"
-            chunk = {"id": request_id, "object": kind, "created": 0, "model": pinned.public, "choices": [choice]}
-            yield f"data: {json.dumps(chunk)}\n\n".encode()
+            choice: dict[str, Any] = {"index": 0, "finish_reason": None, "token_ids": [count]}
+            choice |= {"delta": self._delta(body, word, count)} if chat else {"text": word}
+            count += 1
+            yield _event({**head, "choices": [choice]})
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 3, "completion_tokens": count, "total_tokens": 3 + count}
+            yield _event({**head, "choices": [], "usage": usage})
         yield b"data: [DONE]\n\n"
+
+    def _delta(self, body: dict[str, Any], word: str, place: int) -> dict[str, Any]:
+        if not (self.behaviour.calls_tools and body.get("tools")):
+            return {"role": "assistant", "content": word}
+        name = body["tools"][0]["function"]["name"]
+        first = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
+        rest = {"function": {"arguments": "{" if place == 1 else " "}}
+        return {"tool_calls": [{"index": 0, **(rest if place else first)}]}
 
     async def _words(self, pinned: Pinned, most: int | None = None) -> AsyncGenerator[str, None]:
         digest = pinned.digest
@@ -237,7 +253,13 @@ class FakePool:
             for index in range(request.sampling.n):
                 text = word if count == 1 else f" {word}"
                 yield GenerateDelta(
-                    index, text, (count,), finish_reason=finish, prompt_tokens=3, completion_tokens=count
+                    index,
+                    text,
+                    (count,),
+                    finish_reason=finish,
+                    prompt_tokens=3,
+                    completion_tokens=count,
+                    more=index + 1 < request.sampling.n,
                 )
 
     async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
@@ -253,6 +275,10 @@ class FakePool:
             tuple(logprob_of(digest, token_ids, i) for i in positions),
             tuple(top1_of(digest, token_ids, i) for i in positions),
         )
+
+
+def _event(shown: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(shown)}\n\n".encode()
 
 
 def _adapter(pinned: Pinned) -> tuple[str, Path]:

@@ -22,53 +22,66 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftunedock_api/v1/inference.proto\x12\x0ftunedock_api.v1\"\x9b\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.tunedock_api.v1.Message\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.tunedock_api.v1.Sampling\x12$\n\x05tools\x18\x04 \x03(\x0b\x32\x15.tunedock_api.v1.Tool\"\x97\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12.\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x19.tunedock_api.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.tunedock_api.v1.SamplingB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8c\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12-\n\ntool_calls\x18\x05 \x03(\x0b\x32\x19.tunedock_api.v1.ToolCallB\n\n\x08_content\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xde\x03\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x07\x88\x01\x01\x12\t\n\x01n\x18\n \x01(\r\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\x08\x88\x01\x01\x12\x13\n\x0bjson_schema\x18\x0f \x01(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x8f\x01\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12(\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x17.tunedock_api.v1.Choice\x12%\n\x05usage\x18\x05 \x01(\x0b\x32\x16.tunedock_api.v1.Usage\"\xaf\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tunedock_api.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12-\n\ntool_calls\x18\x06 \x03(\x0b\x32\x19.tunedock_api.v1.ToolCall\"\x91\x01\n\rGenerateChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12-\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x1c.tunedock_api.v1.ChoiceDelta\x12%\n\x05usage\x18\x05 \x01(\x0b\x32\x16.tunedock_api.v1.Usage\"\xb4\x01\n\x0b\x43hoiceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tunedock_api.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12-\n\ntool_calls\x18\x06 \x03(\x0b\x32\x19.tunedock_api.v1.ToolCall\"i\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12(\n\x03top\x18\x04 \x03(\x0b\x32\x1b.tunedock_api.v1.TopLogprob\"=\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x16.tunedock_api.v1.Model\"V\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x13\n\x06parent\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_parent\"\x14\n\x12GetCapacityRequest\"\xdb\x02\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\r\x12\x12\n\nslots_used\x18\x02 \x01(\r\x12\x12\n\nhost_slots\x18\x03 \x01(\r\x12\x17\n\x0fhost_slots_used\x18\x04 \x01(\r\x12\x16\n\x0e\x62ytes_per_slot\x18\x05 \x01(\x03\x12\x15\n\rmax_lora_rank\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x10\n\x08\x64\x65graded\x18\x08 \x01(\t\x12\x12\n\nbase_model\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x14\n\x0clora_backend\x18\x0c \x01(\t\x12\x11\n\tkv_tokens\x18\r \x01(\x03\x12\x14\n\x0cslots_pinned\x18\x0e \x01(\r\x12\x1b\n\x13registered_versions\x18\x0f \x01(\r\x12\x18\n\x10waiting_requests\x18\x10 \x01(\r2\xef\x03\n\tInference\x12G\n\x04\x43hat\x12\x1c.tunedock_api.v1.ChatRequest\x1a!.tunedock_api.v1.GenerateResponse\x12L\n\nStreamChat\x12\x1c.tunedock_api.v1.ChatRequest\x1a\x1e.tunedock_api.v1.GenerateChunk0\x01\x12O\n\x08\x43omplete\x12 .tunedock_api.v1.CompleteRequest\x1a!.tunedock_api.v1.GenerateResponse\x12T\n\x0eStreamComplete\x12 .tunedock_api.v1.CompleteRequest\x1a\x1e.tunedock_api.v1.GenerateChunk0\x01\x12U\n\nListModels\x12\".tunedock_api.v1.ListModelsRequest\x1a#.tunedock_api.v1.ListModelsResponse\x12M\n\x0bGetCapacity\x12#.tunedock_api.v1.GetCapacityRequest\x1a\x19.tunedock_api.v1.Capacityb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftunedock_api/v1/inference.proto\x12\x0ftunedock_api.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa7\x03\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.tunedock_api.v1.Message\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.tunedock_api.v1.Sampling\x12$\n\x05tools\x18\x04 \x03(\x0b\x32\x15.tunedock_api.v1.Tool\x12\x13\n\x0btool_choice\x18\x05 \x01(\t\x12 \n\x13parallel_tool_calls\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04user\x18\x07 \x01(\t\x12\x35\n\x14\x63hat_template_kwargs\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x10reasoning_effort\x18\t \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x0b \x01(\x08\x42\x16\n\x14_parallel_tool_callsB\x18\n\x16_add_generation_prompt\"\xdd\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12.\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x19.tunedock_api.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.tunedock_api.v1.Sampling\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"\xb6\x01\n\x11StreamManyRequest\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12,\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1c.tunedock_api.v1.ChatRequestH\x00\x12\x34\n\x08\x63omplete\x18\x03 \x01(\x0b\x32 .tunedock_api.v1.CompleteRequestH\x00\x12\x10\n\x06\x63\x61ncel\x18\x04 \x01(\x08H\x00\x12\x11\n\ttimeout_s\x18\x05 \x01(\x01\x42\x08\n\x06\x61\x63tion\"@\n\x12StreamManyResponse\x12*\n\x05parts\x18\x01 \x03(\x0b\x32\x1b.tunedock_api.v1.StreamPart\"t\n\nStreamPart\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.tunedock_api.v1.GenerateChunk\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.tunedock_api.v1.StreamEnd\"?\n\tStreamEnd\x12\x0e\n\x06status\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8c\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12-\n\ntool_calls\x18\x05 \x03(\x0b\x32\x19.tunedock_api.v1.ToolCallB\n\n\x08_content\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"F\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\"\xb3\x06\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x07\x88\x01\x01\x12\t\n\x01n\x18\n \x01(\r\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\x08\x88\x01\x01\x12\x13\n\x0bjson_schema\x18\x0f \x01(\t\x12\x13\n\x0bjson_object\x18\x10 \x01(\x08\x12\r\n\x05regex\x18\x11 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x12 \x03(\t\x12\x0f\n\x07grammar\x18\x13 \x01(\t\x12\x12\n\nmin_tokens\x18\x14 \x01(\r\x12<\n\nlogit_bias\x18\x15 \x03(\x0b\x32(.tunedock_api.v1.Sampling.LogitBiasEntry\x12\x19\n\x11\x61llowed_token_ids\x18\x16 \x03(\r\x12\x11\n\tbad_words\x18\x17 \x03(\t\x12\"\n\x1ainclude_stop_str_in_output\x18\x18 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x19 \x01(\x08H\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokens\"\x8f\x01\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12(\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x17.tunedock_api.v1.Choice\x12%\n\x05usage\x18\x05 \x01(\x0b\x32\x16.tunedock_api.v1.Usage\"\xaf\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tunedock_api.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12-\n\ntool_calls\x18\x06 \x03(\x0b\x32\x19.tunedock_api.v1.ToolCall\"\x91\x01\n\rGenerateChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12-\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x1c.tunedock_api.v1.ChoiceDelta\x12%\n\x05usage\x18\x05 \x01(\x0b\x32\x16.tunedock_api.v1.Usage\"\xb4\x01\n\x0b\x43hoiceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tunedock_api.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12-\n\ntool_calls\x18\x06 \x03(\x0b\x32\x19.tunedock_api.v1.ToolCall\"i\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12(\n\x03top\x18\x04 \x03(\x0b\x32\x1b.tunedock_api.v1.TopLogprob\"=\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x16.tunedock_api.v1.Model\"V\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x13\n\x06parent\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_parent\"\x14\n\x12GetCapacityRequest\"\xdb\x02\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\r\x12\x12\n\nslots_used\x18\x02 \x01(\r\x12\x12\n\nhost_slots\x18\x03 \x01(\r\x12\x17\n\x0fhost_slots_used\x18\x04 \x01(\r\x12\x16\n\x0e\x62ytes_per_slot\x18\x05 \x01(\x03\x12\x15\n\rmax_lora_rank\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x10\n\x08\x64\x65graded\x18\x08 \x01(\t\x12\x12\n\nbase_model\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x14\n\x0clora_backend\x18\x0c \x01(\t\x12\x11\n\tkv_tokens\x18\r \x01(\x03\x12\x14\n\x0cslots_pinned\x18\x0e \x01(\r\x12\x1b\n\x13registered_versions\x18\x0f \x01(\r\x12\x18\n\x10waiting_requests\x18\x10 \x01(\r2\xca\x04\n\tInference\x12G\n\x04\x43hat\x12\x1c.tunedock_api.v1.ChatRequest\x1a!.tunedock_api.v1.GenerateResponse\x12L\n\nStreamChat\x12\x1c.tunedock_api.v1.ChatRequest\x1a\x1e.tunedock_api.v1.GenerateChunk0\x01\x12O\n\x08\x43omplete\x12 .tunedock_api.v1.CompleteRequest\x1a!.tunedock_api.v1.GenerateResponse\x12T\n\x0eStreamComplete\x12 .tunedock_api.v1.CompleteRequest\x1a\x1e.tunedock_api.v1.GenerateChunk0\x01\x12Y\n\nStreamMany\x12\".tunedock_api.v1.StreamManyRequest\x1a#.tunedock_api.v1.StreamManyResponse(\x01\x30\x01\x12U\n\nListModels\x12\".tunedock_api.v1.ListModelsRequest\x1a#.tunedock_api.v1.ListModelsResponse\x12M\n\x0bGetCapacity\x12#.tunedock_api.v1.GetCapacityRequest\x1a\x19.tunedock_api.v1.Capacityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunedock_api.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATREQUEST']._serialized_start=53
-  _globals['_CHATREQUEST']._serialized_end=208
-  _globals['_COMPLETEREQUEST']._serialized_start=211
-  _globals['_COMPLETEREQUEST']._serialized_end=362
-  _globals['_TOKENIDS']._serialized_start=364
-  _globals['_TOKENIDS']._serialized_end=387
-  _globals['_MESSAGE']._serialized_start=390
-  _globals['_MESSAGE']._serialized_end=530
-  _globals['_TOOL']._serialized_start=532
-  _globals['_TOOL']._serialized_end=593
-  _globals['_TOOLCALL']._serialized_start=595
-  _globals['_TOOLCALL']._serialized_end=650
-  _globals['_SAMPLING']._serialized_start=653
-  _globals['_SAMPLING']._serialized_end=1131
-  _globals['_GENERATERESPONSE']._serialized_start=1134
-  _globals['_GENERATERESPONSE']._serialized_end=1277
-  _globals['_CHOICE']._serialized_start=1280
-  _globals['_CHOICE']._serialized_end=1455
-  _globals['_GENERATECHUNK']._serialized_start=1458
-  _globals['_GENERATECHUNK']._serialized_end=1603
-  _globals['_CHOICEDELTA']._serialized_start=1606
-  _globals['_CHOICEDELTA']._serialized_end=1786
-  _globals['_TOKENLOGPROB']._serialized_start=1788
-  _globals['_TOKENLOGPROB']._serialized_end=1893
-  _globals['_TOPLOGPROB']._serialized_start=1895
-  _globals['_TOPLOGPROB']._serialized_end=1956
-  _globals['_USAGE']._serialized_start=1958
-  _globals['_USAGE']._serialized_end=2060
-  _globals['_LISTMODELSREQUEST']._serialized_start=2062
-  _globals['_LISTMODELSREQUEST']._serialized_end=2081
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2083
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2141
-  _globals['_MODEL']._serialized_start=2143
-  _globals['_MODEL']._serialized_end=2229
-  _globals['_GETCAPACITYREQUEST']._serialized_start=2231
-  _globals['_GETCAPACITYREQUEST']._serialized_end=2251
-  _globals['_CAPACITY']._serialized_start=2254
-  _globals['_CAPACITY']._serialized_end=2601
-  _globals['_INFERENCE']._serialized_start=2604
-  _globals['_INFERENCE']._serialized_end=3099
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_CHATREQUEST']._serialized_start=83
+  _globals['_CHATREQUEST']._serialized_end=506
+  _globals['_COMPLETEREQUEST']._serialized_start=509
+  _globals['_COMPLETEREQUEST']._serialized_end=730
+  _globals['_STREAMMANYREQUEST']._serialized_start=733
+  _globals['_STREAMMANYREQUEST']._serialized_end=915
+  _globals['_STREAMMANYRESPONSE']._serialized_start=917
+  _globals['_STREAMMANYRESPONSE']._serialized_end=981
+  _globals['_STREAMPART']._serialized_start=983
+  _globals['_STREAMPART']._serialized_end=1099
+  _globals['_STREAMEND']._serialized_start=1101
+  _globals['_STREAMEND']._serialized_end=1164
+  _globals['_TOKENIDS']._serialized_start=1166
+  _globals['_TOKENIDS']._serialized_end=1189
+  _globals['_MESSAGE']._serialized_start=1192
+  _globals['_MESSAGE']._serialized_end=1332
+  _globals['_TOOL']._serialized_start=1334
+  _globals['_TOOL']._serialized_end=1395
+  _globals['_TOOLCALL']._serialized_start=1397
+  _globals['_TOOLCALL']._serialized_end=1467
+  _globals['_SAMPLING']._serialized_start=1470
+  _globals['_SAMPLING']._serialized_end=2289
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=2083
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=2131
+  _globals['_GENERATERESPONSE']._serialized_start=2292
+  _globals['_GENERATERESPONSE']._serialized_end=2435
+  _globals['_CHOICE']._serialized_start=2438
+  _globals['_CHOICE']._serialized_end=2613
+  _globals['_GENERATECHUNK']._serialized_start=2616
+  _globals['_GENERATECHUNK']._serialized_end=2761
+  _globals['_CHOICEDELTA']._serialized_start=2764
+  _globals['_CHOICEDELTA']._serialized_end=2944
+  _globals['_TOKENLOGPROB']._serialized_start=2946
+  _globals['_TOKENLOGPROB']._serialized_end=3051
+  _globals['_TOPLOGPROB']._serialized_start=3053
+  _globals['_TOPLOGPROB']._serialized_end=3114
+  _globals['_USAGE']._serialized_start=3116
+  _globals['_USAGE']._serialized_end=3218
+  _globals['_LISTMODELSREQUEST']._serialized_start=3220
+  _globals['_LISTMODELSREQUEST']._serialized_end=3239
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3241
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3299
+  _globals['_MODEL']._serialized_start=3301
+  _globals['_MODEL']._serialized_end=3387
+  _globals['_GETCAPACITYREQUEST']._serialized_start=3389
+  _globals['_GETCAPACITYREQUEST']._serialized_end=3409
+  _globals['_CAPACITY']._serialized_start=3412
+  _globals['_CAPACITY']._serialized_end=3759
+  _globals['_INFERENCE']._serialized_start=3762
+  _globals['_INFERENCE']._serialized_end=4348
 # @@protoc_insertion_point(module_scope)

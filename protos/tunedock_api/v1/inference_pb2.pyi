@@ -9,7 +9,7 @@ says; `optional` means that absence and zero differ. Times are Unix seconds, dur
 
 Errors are google.rpc.Status with ErrorInfo (reason = the error code of the table in errors.py, domain "tunedock",
 metadata "param" and "request_id"), RetryInfo when the caller may come back, and BadRequest for a bad field.
-Metadata in: `authorization: Bearer KEY`, `x-sticky-key`; out: `x-request-id`, `x-tunedock-digest`.
+Metadata in: `authorization: Bearer KEY`; out: `x-request-id`, `x-tunedock-digest`.
 """
 
 import builtins
@@ -17,6 +17,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.struct_pb2
 import sys
 import typing
 
@@ -35,14 +36,37 @@ class ChatRequest(google.protobuf.message.Message):
     MESSAGES_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
     TOOLS_FIELD_NUMBER: builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: builtins.int
+    USER_FIELD_NUMBER: builtins.int
+    CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: builtins.int
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: builtins.int
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A base model id, `support` (= `support@production`), `support@7`, `support@canary`."""
+    tool_choice: builtins.str
+    """auto, none, required, or the name of the one function to call; "" = auto where there are tools."""
+    parallel_tool_calls: builtins.bool
+    """Absent = true: several calls in one answer."""
+    user: builtins.str
+    """Who is asking, as you name them: keeps one person on one side of a canary; "" = decided by the conversation."""
+    reasoning_effort: builtins.str
+    """none, minimal, low, medium or high, for templates that know it; "" = the template's own."""
+    add_generation_prompt: builtins.bool
+    """Absent = true: the template opens an assistant turn."""
+    continue_final_message: builtins.bool
+    """Go on with the last message instead of answering it; needs add_generation_prompt = false."""
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @property
     def sampling(self) -> Global___Sampling: ...
     @property
     def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tool]: ...
+    @property
+    def chat_template_kwargs(self) -> google.protobuf.struct_pb2.Struct:
+        """Variables of the model's chat template, such as {"enable_thinking": false}."""
+
     def __init__(
         self,
         *,
@@ -50,9 +74,20 @@ class ChatRequest(google.protobuf.message.Message):
         messages: collections.abc.Iterable[Global___Message] | None = ...,
         sampling: Global___Sampling | None = ...,
         tools: collections.abc.Iterable[Global___Tool] | None = ...,
+        tool_choice: builtins.str = ...,
+        parallel_tool_calls: builtins.bool | None = ...,
+        user: builtins.str = ...,
+        chat_template_kwargs: google.protobuf.struct_pb2.Struct | None = ...,
+        reasoning_effort: builtins.str = ...,
+        add_generation_prompt: builtins.bool | None = ...,
+        continue_final_message: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages", "model", b"model", "sampling", b"sampling", "tools", b"tools"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_parallel_tool_calls", b"_parallel_tool_calls", "add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs", b"chat_template_kwargs", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_parallel_tool_calls", b"_parallel_tool_calls", "add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs", b"chat_template_kwargs", "continue_final_message", b"continue_final_message", "messages", b"messages", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_effort", b"reasoning_effort", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools", "user", b"user"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]) -> typing.Literal["add_generation_prompt"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]) -> typing.Literal["parallel_tool_calls"] | None: ...
 
 Global___ChatRequest: typing_extensions.TypeAlias = ChatRequest
 
@@ -64,8 +99,14 @@ class CompleteRequest(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
+    USER_FIELD_NUMBER: builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     model: builtins.str
     text: builtins.str
+    user: builtins.str
+    """As in ChatRequest."""
+    add_special_tokens: builtins.bool
+    """Absent = true: the tokenizer puts its begin-of-text token before a text prompt."""
     @property
     def token_ids(self) -> Global___TokenIds: ...
     @property
@@ -77,12 +118,118 @@ class CompleteRequest(google.protobuf.message.Message):
         text: builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
         sampling: Global___Sampling | None = ...,
+        user: builtins.str = ...,
+        add_special_tokens: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "user", b"user"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
 
 Global___CompleteRequest: typing_extensions.TypeAlias = CompleteRequest
+
+@typing.final
+class StreamManyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: builtins.int
+    CHAT_FIELD_NUMBER: builtins.int
+    COMPLETE_FIELD_NUMBER: builtins.int
+    CANCEL_FIELD_NUMBER: builtins.int
+    TIMEOUT_S_FIELD_NUMBER: builtins.int
+    stream: builtins.int
+    """Chosen by the caller; every stream of a call has its own."""
+    cancel: builtins.bool
+    """True frees the stream's sequence at once. Nothing more is said about it."""
+    timeout_s: builtins.float
+    """Longest time for this answer, in seconds; 0 = the server's own limit."""
+    @property
+    def chat(self) -> Global___ChatRequest: ...
+    @property
+    def complete(self) -> Global___CompleteRequest: ...
+    def __init__(
+        self,
+        *,
+        stream: builtins.int = ...,
+        chat: Global___ChatRequest | None = ...,
+        complete: Global___CompleteRequest | None = ...,
+        cancel: builtins.bool = ...,
+        timeout_s: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["action", b"action", "cancel", b"cancel", "chat", b"chat", "complete", b"complete"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "cancel", b"cancel", "chat", b"chat", "complete", b"complete", "stream", b"stream", "timeout_s", b"timeout_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["action", b"action"]) -> typing.Literal["chat", "complete", "cancel"] | None: ...
+
+Global___StreamManyRequest: typing_extensions.TypeAlias = StreamManyRequest
+
+@typing.final
+class StreamManyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: builtins.int
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StreamPart]: ...
+    def __init__(
+        self,
+        *,
+        parts: collections.abc.Iterable[Global___StreamPart] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parts", b"parts"]) -> None: ...
+
+Global___StreamManyResponse: typing_extensions.TypeAlias = StreamManyResponse
+
+@typing.final
+class StreamPart(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    stream: builtins.int
+    @property
+    def chunk(self) -> Global___GenerateChunk:
+        """As StreamChat would send it; several parts of one stream follow each other in order."""
+
+    @property
+    def end(self) -> Global___StreamEnd:
+        """Set in the last part of a stream."""
+
+    def __init__(
+        self,
+        *,
+        stream: builtins.int = ...,
+        chunk: Global___GenerateChunk | None = ...,
+        end: Global___StreamEnd | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "stream", b"stream"]) -> None: ...
+
+Global___StreamPart: typing_extensions.TypeAlias = StreamPart
+
+@typing.final
+class StreamEnd(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    status: builtins.bytes
+    """google.rpc.Status with the details of a failed call, serialised; empty = all is well."""
+    request_id: builtins.str
+    """What calls of their own carry as metadata."""
+    digest: builtins.str
+    def __init__(
+        self,
+        *,
+        status: builtins.bytes = ...,
+        request_id: builtins.str = ...,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "request_id", b"request_id", "status", b"status"]) -> None: ...
+
+Global___StreamEnd: typing_extensions.TypeAlias = StreamEnd
 
 @typing.final
 class TokenIds(google.protobuf.message.Message):
@@ -164,18 +311,22 @@ class ToolCall(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     ARGUMENTS_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
     id: builtins.str
     name: builtins.str
     arguments: builtins.str
-    """JSON text, as the model wrote it: it need not parse."""
+    """JSON text, as the model wrote it: it need not parse. In a stream, the next piece of it."""
+    index: builtins.int
+    """In a stream: which call of the answer this piece belongs to. Its id and name come with its first piece."""
     def __init__(
         self,
         *,
         id: builtins.str = ...,
         name: builtins.str = ...,
         arguments: builtins.str = ...,
+        index: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]) -> None: ...
 
 Global___ToolCall: typing_extensions.TypeAlias = ToolCall
 
@@ -184,6 +335,22 @@ class Sampling(google.protobuf.message.Message):
     """How to choose tokens. What is absent takes the version's own default, then the model's, then the engine's."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LogitBiasEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
@@ -200,6 +367,16 @@ class Sampling(google.protobuf.message.Message):
     IGNORE_EOS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     JSON_SCHEMA_FIELD_NUMBER: builtins.int
+    JSON_OBJECT_FIELD_NUMBER: builtins.int
+    REGEX_FIELD_NUMBER: builtins.int
+    CHOICE_FIELD_NUMBER: builtins.int
+    GRAMMAR_FIELD_NUMBER: builtins.int
+    MIN_TOKENS_FIELD_NUMBER: builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: builtins.int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    BAD_WORDS_FIELD_NUMBER: builtins.int
+    INCLUDE_STOP_STR_IN_OUTPUT_FIELD_NUMBER: builtins.int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     """Longest answer, in tokens; 0 = what the context leaves (Chat) or 16 (Complete), as over REST."""
     temperature: builtins.float
@@ -225,13 +402,41 @@ class Sampling(google.protobuf.message.Message):
     logprobs: builtins.int
     """Log-probabilities of the chosen tokens, and of this many likeliest ones; absent = none."""
     json_schema: builtins.str
-    """The answer is JSON that fits this JSON schema (JSON text); "" = off."""
+    """The answer is JSON that fits this JSON schema (JSON text); "" = off. One of the five constraints at most."""
+    json_object: builtins.bool
+    """The answer is some JSON object."""
+    regex: builtins.str
+    """The whole answer fits this regular expression; "" = off."""
+    grammar: builtins.str
+    """The answer fits this EBNF grammar; "" = off."""
+    min_tokens: builtins.int
+    """The answer does not end before this many tokens; 0 = off."""
+    include_stop_str_in_output: builtins.bool
+    """The text that ended the answer stays in it."""
+    skip_special_tokens: builtins.bool
+    """Absent = true: end-of-turn marks and their like are left out of the text."""
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The answer ends before any of these texts; at most 16."""
 
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def choice(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The answer is one of these texts."""
+
+    @property
+    def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+        """Token id -> what is added to its logit, [-100, 100]."""
+
+    @property
+    def allowed_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Nothing else is chosen; none = off."""
+
+    @property
+    def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts that are not written."""
+
     def __init__(
         self,
         *,
@@ -250,9 +455,19 @@ class Sampling(google.protobuf.message.Message):
         ignore_eos: builtins.bool = ...,
         logprobs: builtins.int | None = ...,
         json_schema: builtins.str = ...,
+        json_object: builtins.bool = ...,
+        regex: builtins.str = ...,
+        choice: collections.abc.Iterable[builtins.str] | None = ...,
+        grammar: builtins.str = ...,
+        min_tokens: builtins.int = ...,
+        logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
+        allowed_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        bad_words: collections.abc.Iterable[builtins.str] | None = ...,
+        include_stop_str_in_output: builtins.bool = ...,
+        skip_special_tokens: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "bad_words", b"bad_words", "choice", b"choice", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "json_object", b"json_object", "json_schema", b"json_schema", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
     @typing.overload
@@ -265,6 +480,8 @@ class Sampling(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_repetition_penalty", b"_repetition_penalty"]) -> typing.Literal["repetition_penalty"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]) -> typing.Literal["skip_special_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
     @typing.overload
@@ -341,7 +558,7 @@ Global___Choice: typing_extensions.TypeAlias = Choice
 
 @typing.final
 class GenerateChunk(google.protobuf.message.Message):
-    """What is new. Tokens that the engine made in one step come together."""
+    """What is new. Everything that one step of the engine made for this answer comes together."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -394,7 +611,7 @@ class ChoiceDelta(google.protobuf.message.Message):
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
     @property
     def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """With tools, everything comes in the last delta: a call is known only when it is complete."""
+        """New pieces of calls, see ToolCall.index."""
 
     def __init__(
         self,

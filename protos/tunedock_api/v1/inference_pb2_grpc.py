@@ -54,6 +54,11 @@ class InferenceStub(object):
                 request_serializer=tunedock__api_dot_v1_dot_inference__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=tunedock__api_dot_v1_dot_inference__pb2.GenerateChunk.FromString,
                 _registered_method=True)
+        self.StreamMany = channel.stream_stream(
+                '/tunedock_api.v1.Inference/StreamMany',
+                request_serializer=tunedock__api_dot_v1_dot_inference__pb2.StreamManyRequest.SerializeToString,
+                response_deserializer=tunedock__api_dot_v1_dot_inference__pb2.StreamManyResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/tunedock_api.v1.Inference/ListModels',
                 request_serializer=tunedock__api_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -96,6 +101,14 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamMany(self, request_iterator, context):
+        """Many streams over one call: what one step of the engine made for all of them comes in one message, which costs both
+        sides a fraction of one call per stream. Ending the requests lets running streams finish; cancelling ends them all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """The base model and every adapter that can be asked.
         """
@@ -132,6 +145,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.StreamComplete,
                     request_deserializer=tunedock__api_dot_v1_dot_inference__pb2.CompleteRequest.FromString,
                     response_serializer=tunedock__api_dot_v1_dot_inference__pb2.GenerateChunk.SerializeToString,
+            ),
+            'StreamMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamMany,
+                    request_deserializer=tunedock__api_dot_v1_dot_inference__pb2.StreamManyRequest.FromString,
+                    response_serializer=tunedock__api_dot_v1_dot_inference__pb2.StreamManyResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -252,6 +270,33 @@ class Inference(object):
             '/tunedock_api.v1.Inference/StreamComplete',
             tunedock__api_dot_v1_dot_inference__pb2.CompleteRequest.SerializeToString,
             tunedock__api_dot_v1_dot_inference__pb2.GenerateChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tunedock_api.v1.Inference/StreamMany',
+            tunedock__api_dot_v1_dot_inference__pb2.StreamManyRequest.SerializeToString,
+            tunedock__api_dot_v1_dot_inference__pb2.StreamManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,7 +9,7 @@ says; `optional` means that absence and zero differ. Times are Unix seconds, dur
 
 Errors are google.rpc.Status with ErrorInfo (reason = the error code of the table in errors.py, domain "tunedock",
 metadata "param" and "request_id"), RetryInfo when the caller may come back, and BadRequest for a bad field.
-Metadata in: `authorization: Bearer KEY`, `x-sticky-key`; out: `x-request-id`, `x-tunedock-digest`.
+Metadata in: `authorization: Bearer KEY`; out: `x-request-id`, `x-tunedock-digest`.
 """
 
 import abc
@@ -98,6 +98,22 @@ _InferenceStreamCompleteType = typing_extensions.TypeVar(
     ],
 )
 
+_InferenceStreamManyType = typing_extensions.TypeVar(
+    '_InferenceStreamManyType',
+    grpc.StreamStreamMultiCallable[
+        tunedock_api.v1.inference_pb2.StreamManyRequest,
+        tunedock_api.v1.inference_pb2.StreamManyResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        tunedock_api.v1.inference_pb2.StreamManyRequest,
+        tunedock_api.v1.inference_pb2.StreamManyResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        tunedock_api.v1.inference_pb2.StreamManyRequest,
+        tunedock_api.v1.inference_pb2.StreamManyResponse,
+    ],
+)
+
 _InferenceListModelsType = typing_extensions.TypeVar(
     '_InferenceListModelsType',
     grpc.UnaryUnaryMultiCallable[
@@ -130,7 +146,7 @@ _InferenceGetCapacityType = typing_extensions.TypeVar(
     ],
 )
 
-class InferenceStub(typing.Generic[_InferenceChatType, _InferenceStreamChatType, _InferenceCompleteType, _InferenceStreamCompleteType, _InferenceListModelsType, _InferenceGetCapacityType]):
+class InferenceStub(typing.Generic[_InferenceChatType, _InferenceStreamChatType, _InferenceCompleteType, _InferenceStreamCompleteType, _InferenceStreamManyType, _InferenceListModelsType, _InferenceGetCapacityType]):
     @typing.overload
     def __init__(self: InferenceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -148,6 +164,10 @@ class InferenceStub(typing.Generic[_InferenceChatType, _InferenceStreamChatType,
         grpc.UnaryStreamMultiCallable[
             tunedock_api.v1.inference_pb2.CompleteRequest,
             tunedock_api.v1.inference_pb2.GenerateChunk,
+        ],
+        grpc.StreamStreamMultiCallable[
+            tunedock_api.v1.inference_pb2.StreamManyRequest,
+            tunedock_api.v1.inference_pb2.StreamManyResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             tunedock_api.v1.inference_pb2.ListModelsRequest,
@@ -177,6 +197,10 @@ class InferenceStub(typing.Generic[_InferenceChatType, _InferenceStreamChatType,
             tunedock_api.v1.inference_pb2.CompleteRequest,
             tunedock_api.v1.inference_pb2.GenerateChunk,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            tunedock_api.v1.inference_pb2.StreamManyRequest,
+            tunedock_api.v1.inference_pb2.StreamManyResponse,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             tunedock_api.v1.inference_pb2.ListModelsRequest,
             tunedock_api.v1.inference_pb2.ListModelsResponse,
@@ -197,6 +221,11 @@ class InferenceStub(typing.Generic[_InferenceChatType, _InferenceStreamChatType,
     """Continues a prompt without a chat template."""
 
     StreamComplete: _InferenceStreamCompleteType
+
+    StreamMany: _InferenceStreamManyType
+    """Many streams over one call: what one step of the engine made for all of them comes in one message, which costs both
+    sides a fraction of one call per stream. Ending the requests lets running streams finish; cancelling ends them all.
+    """
 
     ListModels: _InferenceListModelsType
     """The base model and every adapter that can be asked."""
@@ -220,6 +249,10 @@ InferenceAsyncStub: typing_extensions.TypeAlias = InferenceStub[
     grpc.aio.UnaryStreamMultiCallable[
         tunedock_api.v1.inference_pb2.CompleteRequest,
         tunedock_api.v1.inference_pb2.GenerateChunk,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        tunedock_api.v1.inference_pb2.StreamManyRequest,
+        tunedock_api.v1.inference_pb2.StreamManyResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         tunedock_api.v1.inference_pb2.ListModelsRequest,
@@ -262,6 +295,16 @@ class InferenceServicer(metaclass=abc.ABCMeta):
         request: tunedock_api.v1.inference_pb2.CompleteRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[tunedock_api.v1.inference_pb2.GenerateChunk], collections.abc.AsyncIterator[tunedock_api.v1.inference_pb2.GenerateChunk]]: ...
+
+    @abc.abstractmethod
+    def StreamMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[tunedock_api.v1.inference_pb2.StreamManyRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[tunedock_api.v1.inference_pb2.StreamManyResponse], collections.abc.AsyncIterator[tunedock_api.v1.inference_pb2.StreamManyResponse]]:
+        """Many streams over one call: what one step of the engine made for all of them comes in one message, which costs both
+        sides a fraction of one call per stream. Ending the requests lets running streams finish; cancelling ends them all.
+        """
 
     @abc.abstractmethod
     def ListModels(

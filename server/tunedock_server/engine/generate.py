@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields as dataclass_fields
 from typing import Any, cast
 
 from vllm import SamplingParams
@@ -16,11 +15,9 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from ..pool import FinishReason, GenerateDelta, GenerateRequest, Pinned, Sampling, TokenLogprob
+from ..pool import FinishReason, GenerateDelta, GenerateRequest, Pinned, TokenLogprob
 from . import errors, fields
 from .openai import OpenAIFrontEnd
-
-_ASIDE = {"json_schema", "logprobs", "stop", "stop_token_ids"}
 
 
 async def generate(
@@ -40,7 +37,7 @@ async def _render(
     llm: AsyncLLM, front: OpenAIFrontEnd, request: GenerateRequest, pinned: Pinned
 ) -> tuple[Any, SamplingParams]:
     llm.check_admission(request.sampling.n)
-    body = _body(request)
+    body = request.body()
     parsed: ChatCompletionRequest | CompletionRequest
     if request.messages is not None:
         parsed = front.chat_request(body, pinned, request.request_id)
@@ -53,31 +50,11 @@ async def _render(
         raise errors.from_response(rendered.error.model_dump())
     (prompt,) = rendered[1] if isinstance(rendered, tuple) else rendered
     defaults = llm.model_config.get_diff_sampling_param()
-    room = get_max_tokens(llm.model_config.max_model_len, parsed.max_tokens, len(prompt["prompt_token_ids"]), defaults)
+    most = getattr(parsed, "max_completion_tokens", None) or parsed.max_tokens
+    room = get_max_tokens(llm.model_config.max_model_len, most, len(prompt["prompt_token_ids"]), defaults)
     params = parsed.to_sampling_params(room, defaults)
-    params.logprobs = request.sampling.logprobs
     params.output_kind = RequestOutputKind.DELTA
     return prompt, params
-
-
-def _body(request: GenerateRequest) -> dict[str, Any]:
-    """The request as an OpenAI body; absent fields stay absent so that profile and model defaults apply."""
-    sampling = request.sampling
-    names = [f.name for f in dataclass_fields(Sampling) if f.name not in _ASIDE]
-    body = {name: getattr(sampling, name) for name in names if getattr(sampling, name) is not None}
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    if sampling.stop_token_ids:
-        body["stop_token_ids"] = list(sampling.stop_token_ids)
-    if sampling.json_schema is not None:
-        body["structured_outputs"] = {"json": sampling.json_schema}
-    if request.messages is not None:
-        body["messages"] = [dict(message) for message in request.messages]
-        if request.tools:
-            body["tools"] = [dict(tool) for tool in request.tools]
-    else:
-        body["prompt"] = request.text if request.text is not None else list(request.token_ids or ())
-    return body
 
 
 async def _deltas(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[GenerateDelta, None]:
@@ -85,6 +62,7 @@ async def _deltas(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Generate
     prompt_tokens = 0
     async for output in outputs:
         prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
+        last = output.outputs[-1]
         for part in output.outputs:
             produced[part.index] = produced.get(part.index, 0) + len(part.token_ids)
             yield GenerateDelta(
@@ -96,6 +74,7 @@ async def _deltas(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Generate
                 prompt_tokens=prompt_tokens,
                 cached_tokens=output.num_cached_tokens or 0,
                 completion_tokens=produced[part.index],
+                more=part is not last,
             )
 
 

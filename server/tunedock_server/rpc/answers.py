@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from tunedock_api.jsonpb import Json
 from tunedock_api.v1 import inference_pb2 as pb
@@ -11,14 +11,29 @@ from tunedock_api.v1 import inference_pb2 as pb
 from ..pool import GenerateDelta, TokenLogprob
 
 
-def chunk(delta: GenerateDelta) -> pb.GenerateChunk:
-    """One step's tokens."""
-    choice = pb.ChoiceDelta(
-        index=delta.index, text=delta.text, token_ids=delta.token_ids, finish_reason=delta.finish_reason or ""
-    )
+def add_delta(chunk: pb.GenerateChunk, delta: GenerateDelta) -> None:
+    """Fills `chunk` in place: what is built here once per token is all that a token costs in objects."""
+    choice = chunk.choices.add()
+    if delta.index:
+        choice.index = delta.index
+    choice.text = delta.text
+    choice.token_ids.extend(delta.token_ids)
     if delta.logprobs:
         choice.logprobs.extend(map(_logprob, delta.logprobs))
-    return pb.GenerateChunk(choices=[choice])
+    if delta.finish_reason:
+        choice.finish_reason = delta.finish_reason
+
+
+def add_event(chunk: pb.GenerateChunk, event: Json) -> None:
+    """OpenAI's chat completion chunk, for answers that may hold tool calls."""
+    for shown in event["choices"]:
+        delta, ids = shown["delta"], shown.get("token_ids") or ()
+        choice = chunk.choices.add(index=shown["index"], text=delta.get("content") or "", token_ids=ids)
+        choice.finish_reason = shown.get("finish_reason") or ""
+        choice.tool_calls.extend(map(_tool_call, delta.get("tool_calls") or ()))
+        choice.logprobs.extend(_shown_logprobs(shown, ids))
+    if event.get("usage"):
+        chunk.usage.CopyFrom(_usage(event["usage"]))
 
 
 class Tally:
@@ -27,15 +42,11 @@ class Tally:
     def __init__(self) -> None:
         self._choices: dict[int, pb.Choice] = {}
         self._texts: dict[int, list[str]] = {}
-        self._completion_tokens: dict[int, int] = {}
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
+        self._last: dict[int, GenerateDelta] = {}
 
     def count(self, delta: GenerateDelta) -> None:
-        """Only what usage needs."""
-        self._completion_tokens[delta.index] = delta.completion_tokens
-        self._prompt_tokens = delta.prompt_tokens or self._prompt_tokens
-        self._cached_tokens = delta.cached_tokens or self._cached_tokens
+        """Only what usage needs: a delta carries the totals so far."""
+        self._last[delta.index] = delta
 
     def add(self, delta: GenerateDelta) -> None:
         self.count(delta)
@@ -46,12 +57,14 @@ class Tally:
         choice.finish_reason = delta.finish_reason or choice.finish_reason
 
     def usage(self) -> pb.Usage:
-        completion = sum(self._completion_tokens.values())
+        last = self._last.values()
+        completion = sum(delta.completion_tokens for delta in last)
+        prompt = max((delta.prompt_tokens for delta in last), default=0)
         return pb.Usage(
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=prompt,
             completion_tokens=completion,
-            total_tokens=self._prompt_tokens + completion,
-            cached_tokens=self._cached_tokens,
+            total_tokens=prompt + completion,
+            cached_tokens=max((delta.cached_tokens for delta in last), default=0),
         )
 
     def response(self, request_id: str, model: str) -> pb.GenerateResponse:
@@ -70,6 +83,7 @@ def response_from_chat(body: Json) -> pb.GenerateResponse:
             index=choice["index"],
             text=choice["message"].get("content") or "",
             token_ids=choice.get("token_ids") or (),
+            logprobs=_shown_logprobs(choice, choice.get("token_ids") or ()),
             finish_reason=choice.get("finish_reason") or "",
             tool_calls=map(_tool_call, choice["message"].get("tool_calls") or ()),
         )
@@ -78,20 +92,6 @@ def response_from_chat(body: Json) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         id=body["id"], model=body["model"], created=body["created"], choices=choices, usage=_usage(body["usage"])
     )
-
-
-def chunks_of(response: pb.GenerateResponse) -> Iterable[pb.GenerateChunk]:
-    """A whole answer as a stream of one chunk per choice."""
-    for choice in response.choices:
-        delta = pb.ChoiceDelta(
-            index=choice.index,
-            text=choice.text,
-            token_ids=choice.token_ids,
-            finish_reason=choice.finish_reason,
-            tool_calls=choice.tool_calls,
-        )
-        yield pb.GenerateChunk(id=response.id, model=response.model, created=response.created, choices=[delta])
-    yield pb.GenerateChunk(usage=response.usage)
 
 
 def _usage(usage: Json) -> pb.Usage:
@@ -105,8 +105,28 @@ def _usage(usage: Json) -> pb.Usage:
 
 
 def _tool_call(call: Json) -> pb.ToolCall:
-    function = call["function"]
-    return pb.ToolCall(id=call.get("id") or "", name=function["name"], arguments=function.get("arguments") or "")
+    """A call, or the next piece of one."""
+    function = call.get("function") or {}
+    return pb.ToolCall(
+        id=call.get("id") or "",
+        name=function.get("name") or "",
+        arguments=function.get("arguments") or "",
+        index=call.get("index") or 0,
+    )
+
+
+def _shown_logprobs(choice: Json, token_ids: Sequence[int]) -> list[pb.TokenLogprob]:
+    """OpenAI names tokens by their text; the ids of the chosen ones stand beside them."""
+    tokens = (choice.get("logprobs") or {}).get("content") or ()
+    return [
+        pb.TokenLogprob(
+            token_id=token_id,
+            text=token["token"],
+            logprob=token["logprob"],
+            top=[pb.TopLogprob(text=one["token"], logprob=one["logprob"]) for one in token["top_logprobs"]],
+        )
+        for token_id, token in zip(token_ids, tokens, strict=False)
+    ]
 
 
 def _logprob(token: TokenLogprob) -> pb.TokenLogprob:

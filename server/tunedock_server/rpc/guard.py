@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from typing import Any
 
 import grpc
@@ -31,10 +32,14 @@ Handler = Any  # grpc types its handlers for the synchronous server only
 
 @dataclass
 class Call:
-    """The call that runs: its caller, its id, and what goes out with its end as metadata."""
+    """The call that runs: its caller, its id, and what goes out with its end as metadata.
+
+    `recheck` raises when the caller would not be let in any more; a call that lives long asks it before new work.
+    """
 
     principal: Principal
     request_id: str
+    recheck: Callable[[], object]
     trailers: dict[str, str] = field(default_factory=dict)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -47,6 +52,22 @@ _current: ContextVar[Call] = ContextVar("call")
 def current_call() -> Call:
     """The call whose handler is running."""
     return _current.get()
+
+
+def now_current(call: Call) -> Call:
+    """`call` is the current one for the task that asks, and for those that it starts."""
+    _current.set(call)
+    return call
+
+
+def logged(error: Exception, call: Call) -> Exception:
+    """Failures of ours go to the log with their cause; callers' mistakes do not."""
+    if not isinstance(error, TuneDockError):
+        log.exception("request %s failed", call.request_id, exc_info=error)
+    return error
+
+
+_ENDLESS = "Watch", "StreamMany"
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -68,7 +89,7 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:  # grpc answers UNIMPLEMENTED
             return handler
-        call = Call(Principal(), f"req_{secrets.token_hex(12)}")
+        call = Call(Principal(), f"req_{secrets.token_hex(12)}", lambda: self._admit(handler_call_details))
         try:
             call.principal = self._admit(handler_call_details)
         except TuneDockError as error:
@@ -84,8 +105,8 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._authenticator.check(key if isinstance(key, str) else None, policy)
 
     def _limit_s(self, method: str) -> float | None:
-        """Watching has no end of its own."""
-        return None if method.rpartition("/")[2].startswith("Watch") else self._timeout_s
+        """Watching has no end of its own; a call of many streams bounds each of them."""
+        return None if method.rpartition("/")[2].startswith(_ENDLESS) else self._timeout_s
 
 
 class _Edge:
@@ -101,17 +122,25 @@ class _Edge:
             return await self._handler.unary_unary(self._parse(raw), context)
 
     async def unary_stream(self, raw: bytes, context: Context) -> AsyncIterator[Any]:
-        async with self._guarded(context), aclosing(self._handler.unary_stream(self._parse(raw), context)) as parts:
-            async for part in parts:
-                yield part
+        async with self._guarded(context):
+            parts = self._handler.unary_stream(self._parse(raw), context)
+            if isawaitable(parts):  # a handler that writes by itself, as health's Watch does
+                await parts
+                return
+            async with aclosing(parts):
+                async for part in parts:
+                    yield part
 
     async def stream_unary(self, raws: AsyncIterator[bytes], context: Context) -> Any:
         async with self._guarded(context):
             return await self._handler.stream_unary(self._parsed(raws), context)
 
     async def stream_stream(self, raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        async with self._guarded(context):
-            async for part in self._handler.stream_stream(self._parsed(raws), context):
+        async with (
+            self._guarded(context),
+            aclosing(self._handler.stream_stream(self._parsed(raws), context)) as parts,
+        ):
+            async for part in parts:
                 yield part
 
     def _parse(self, raw: bytes) -> Any:
@@ -137,13 +166,8 @@ class _Edge:
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, self._call, self._translated(error))
+            await _abort(context, self._call, translate(logged(error, self._call)))
         context.set_trailing_metadata(self._call.metadata())
-
-    def _translated(self, error: Exception) -> TuneDockError:
-        if not isinstance(error, TuneDockError):
-            log.exception("request %s failed", self._call.request_id)
-        return translate(error)
 
 
 class _Refusal:

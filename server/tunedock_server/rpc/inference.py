@@ -14,43 +14,62 @@ from ..pool import GenerateRequest, Pinned
 from ..services.inference import Inference
 from ..services.models import ModelService
 from . import prompts
-from .answers import Tally, chunk, chunks_of, response_from_chat
+from .answers import Tally, add_delta, add_event, response_from_chat
+from .events import events
 from .guard import Context, current_call
+from .many import ManyStreams
+
+NewChunk = Callable[[], pb.GenerateChunk]
 
 
 class InferenceRpc(InferenceServicer):
-    """Streams the engine's token deltas; only answers that may hold tool calls go through OpenAI's shapes."""
+    """Streams the engine's token deltas; only answers that may hold tool calls go through OpenAI's shapes.
 
-    def __init__(self, inference: Inference, models: ModelService, capacity: Callable[[], Json]) -> None:
+    `timeout_s` bounds every answer of a StreamMany call.
+    """
+
+    def __init__(
+        self, inference: Inference, models: ModelService, capacity: Callable[[], Json], timeout_s: float
+    ) -> None:
         self._inference = inference
         self._models = models
         self._capacity = capacity
+        self._timeout_s = timeout_s
+        self._many: set[ManyStreams] = set()
+
+    def finish(self) -> None:
+        """Calls of many streams, which callers keep open, end with the streams that run."""
+        for one in self._many:
+            one.finish()
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.GenerateResponse:
-        if request.tools:
-            return await self._chat_with_tools(request)
         call = prompts.chat_request(request, current_call().request_id)
-        return await self._whole(prompts.chat_body(request), call)
+        return await (self._whole_with_tools if call.tools else self._whole)(request.model, call)
 
     async def StreamChat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.GenerateChunk]:
-        if request.tools:
-            for part in chunks_of(await self._chat_with_tools(request)):
-                yield part
-            return
-        call = prompts.chat_request(request, current_call().request_id)
-        async with aclosing(self._parts(prompts.chat_body(request), call)) as parts:
+        async with aclosing(self._parts(request, pb.GenerateChunk)) as parts:
             async for part in parts:
                 yield part
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.GenerateResponse:
-        call = prompts.completion_request(request, current_call().request_id)
-        return await self._whole(prompts.completion_body(request), call)
+        return await self._whole(request.model, prompts.completion_request(request, current_call().request_id))
 
     async def StreamComplete(self, request: pb.CompleteRequest, context: Context) -> AsyncIterator[pb.GenerateChunk]:
-        call = prompts.completion_request(request, current_call().request_id)
-        async with aclosing(self._parts(prompts.completion_body(request), call)) as parts:
+        async with aclosing(self._parts(request, pb.GenerateChunk)) as parts:
             async for part in parts:
                 yield part
+
+    async def StreamMany(
+        self, requests: AsyncIterator[pb.StreamManyRequest], context: Context
+    ) -> AsyncIterator[pb.StreamManyResponse]:
+        many = ManyStreams(self._parts, self._timeout_s)
+        self._many.add(many)
+        try:
+            async with aclosing(many.run(requests)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._many.discard(many)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return from_answer(pb.ListModelsResponse, {"data": self._models.list(current_call().principal.project)})
@@ -58,35 +77,68 @@ class InferenceRpc(InferenceServicer):
     async def GetCapacity(self, request: pb.GetCapacityRequest, context: Context) -> pb.Capacity:
         return from_answer(pb.Capacity, self._capacity())
 
-    async def _chat_with_tools(self, request: pb.ChatRequest) -> pb.GenerateResponse:
-        call = current_call()
-        body = prompts.chat_body(request) | {"return_token_ids": True}
-        answer = await self._inference.chat(call.principal.project, body, call.request_id)
+    async def _whole_with_tools(self, model: str, call: GenerateRequest) -> pb.GenerateResponse:
+        body = call.body() | {"model": model, "return_token_ids": True}
+        answer = await self._inference.chat(current_call().principal.project, body, call.request_id)
         _tell_version(answer.pinned)
         return response_from_chat(answer.body or {})
 
-    async def _whole(self, body: Json, request: GenerateRequest) -> pb.GenerateResponse:
-        pinned, stream = await self._inference.generate(current_call().principal.project, body, request)
+    async def _whole(self, model: str, call: GenerateRequest) -> pb.GenerateResponse:
+        pinned, stream = await self._inference.generate(current_call().principal.project, model, call)
         _tell_version(pinned)
         tally = Tally()
         async with aclosing(stream):
             async for delta in stream:
                 tally.add(delta)
-        return tally.response(request.request_id, pinned.public)
+        return tally.response(call.request_id, pinned.public)
 
-    async def _parts(self, body: Json, request: GenerateRequest) -> AsyncGenerator[pb.GenerateChunk, None]:
-        pinned, stream = await self._inference.generate(current_call().principal.project, body, request)
+    def _parts(
+        self, request: pb.ChatRequest | pb.CompleteRequest, new: NewChunk
+    ) -> AsyncGenerator[pb.GenerateChunk, None]:
+        """An answer in chunks that `new` makes; each one is complete when it is yielded."""
+        request_id = current_call().request_id
+        if isinstance(request, pb.CompleteRequest):
+            return self._steps(request.model, prompts.completion_request(request, request_id), new)
+        call = prompts.chat_request(request, request_id)
+        return (self._steps_with_tools if call.tools else self._steps)(request.model, call, new)
+
+    async def _steps(self, model: str, call: GenerateRequest, new: NewChunk) -> AsyncGenerator[pb.GenerateChunk, None]:
+        pinned, stream = await self._inference.generate(current_call().principal.project, model, call)
         _tell_version(pinned)
-        tally, head = Tally(), True
+        tally = Tally()
+        part: pb.GenerateChunk | None = _head(new(), call.request_id, pinned)
         async with aclosing(stream):
             async for delta in stream:
                 tally.count(delta)
-                part = chunk(delta)
-                if head:
-                    head = False
-                    part.id, part.model, part.created = request.request_id, pinned.public, int(time.time())
+                part = part or new()
+                add_delta(part, delta)
+                if not delta.more:
+                    yield part
+                    part = None
+        last = new()
+        last.usage.CopyFrom(tally.usage())
+        yield last
+
+    async def _steps_with_tools(
+        self, model: str, call: GenerateRequest, new: NewChunk
+    ) -> AsyncGenerator[pb.GenerateChunk, None]:
+        """OpenAI's own events: which text begins a tool call only the model's parser knows."""
+        options = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+        body = call.body() | {"model": model} | options
+        answer = await self._inference.chat(current_call().principal.project, body, call.request_id)
+        _tell_version(answer.pinned)
+        first = True
+        async with aclosing(events(answer.stream)) as found:
+            async for event in found:
+                part = _head(new(), call.request_id, answer.pinned) if first else new()
+                first = False
+                add_event(part, event)
                 yield part
-        yield pb.GenerateChunk(usage=tally.usage())
+
+
+def _head(part: pb.GenerateChunk, request_id: str, pinned: Pinned) -> pb.GenerateChunk:
+    part.id, part.model, part.created = request_id, pinned.public, int(time.time())
+    return part
 
 
 def _tell_version(pinned: Pinned) -> None:

@@ -7,9 +7,8 @@ import hashlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
-from tunedock_api.jsonpb import Json, from_answer, plain
+from tunedock_api.jsonpb import Json, from_answer, given, plain
 from tunedock_api.v1 import fine_tuning_pb2 as pb
 from tunedock_registry.records import Attempt
 
@@ -97,7 +96,7 @@ class FineTuningRpc(FilesRpc):
 
 def _new_job(request: pb.CreateJobRequest) -> NewJob:
     """Through the same model that checks REST's body. Raises BadInput."""
-    body: Json = MessageToDict(request, preserving_proto_field_name=True)
+    body = given(request)
     body.pop("idempotency_key", None)
     if request.HasField("method"):
         body["method"] = {"type": request.method.type or "supervised", **body["method"]}

@@ -11,7 +11,7 @@ from tunedock_api.v1 import adapters_pb2, fine_tuning_pb2, inference_pb2
 from ..http.auth import Policy
 
 _METHODS = {
-    Policy.INFERENCE: ("Inference", "Chat StreamChat Complete StreamComplete"),
+    Policy.INFERENCE: ("Inference", "Chat StreamChat Complete StreamComplete StreamMany"),
     Policy.MODELS: ("Inference", "ListModels"),
     Policy.FILES: ("FineTuning", "StartUpload UploadFile GetFile ListFiles DeleteFile ReadFile"),
     Policy.JOBS: (

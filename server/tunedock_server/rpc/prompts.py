@@ -1,77 +1,63 @@
-"""Requests for generation: the message as OpenAI's body (for the checks that REST does) and as the engine's request. Pure."""
+"""Messages as requests for generation. Pure.
+
+OpenAI's request, which REST takes and every check is made on, follows from those (`GenerateRequest.body`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
 from typing import Any
 
+from google.protobuf.message import Message
 from tunedock_api.errors import BadInput
-from tunedock_api.jsonpb import Json
+from tunedock_api.jsonpb import Json, plain
 from tunedock_api.v1 import inference_pb2 as pb
 
 from ..pool import GenerateRequest, Sampling
 
 # As in OpenAI's completions.
 COMPLETION_MAX_TOKENS = 16
+# Absent and zero differ in the first, not in the second; the third are lists.
 _OPTIONAL = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "seed",
-)
-
-
-def chat_body(request: pb.ChatRequest) -> Json:
-    """OpenAI's chat completion request."""
-    body: Json = {"model": request.model, "messages": [_message(one) for one in request.messages]}
-    if request.tools:
-        body["tools"] = [_tool(one, index) for index, one in enumerate(request.tools)]
-    sampling = request.sampling
-    if sampling.HasField("logprobs"):
-        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-    if sampling.json_schema:
-        schema = _json(sampling.json_schema, "sampling.json_schema")
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    return body | _common(sampling)
-
-
-def completion_body(request: pb.CompleteRequest) -> Json:
-    """OpenAI's completion request."""
-    body: Json = {"model": request.model, "prompt": _prompt(request)}
-    sampling = request.sampling
-    if sampling.HasField("logprobs"):
-        body["logprobs"] = sampling.logprobs
-    if sampling.json_schema:
-        body["structured_outputs"] = {"json": _json(sampling.json_schema, "sampling.json_schema")}
-    return {"max_tokens": COMPLETION_MAX_TOKENS, **body, **_common(sampling)}
+    "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "seed",
+    "logprobs", "skip_special_tokens",
+)  # fmt: skip
+_ZERO_IS_OFF = ("max_tokens", "min_tokens", "n", "ignore_eos", "include_stop_str_in_output")
+_LISTS = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words")
+_TOOL_CHOICES = ("auto", "none", "required")
 
 
 def chat_request(request: pb.ChatRequest, request_id: str) -> GenerateRequest:
+    """Raises BadInput for a chat without messages and for JSON that is none."""
     messages = [_message(one) for one in request.messages]
     if not messages:
         raise BadInput("A chat needs at least one message.", param="messages")
-    return GenerateRequest(request_id, messages=messages, sampling=_sampling(request.sampling, None))
+    tools = [_tool(one, index) for index, one in enumerate(request.tools)]
+    options = _given(
+        request,
+        ("parallel_tool_calls", "add_generation_prompt"),
+        ("user", "reasoning_effort", "continue_final_message"),
+    )
+    if request.HasField("chat_template_kwargs"):
+        options["chat_template_kwargs"] = plain(request.chat_template_kwargs)
+    if request.tool_choice:
+        options["tool_choice"] = _tool_choice(request.tool_choice)
+    return GenerateRequest(
+        request_id, messages=messages, tools=tools, sampling=_sampling(request.sampling), options=options
+    )
 
 
 def completion_request(request: pb.CompleteRequest, request_id: str) -> GenerateRequest:
-    sampling = _sampling(request.sampling, COMPLETION_MAX_TOKENS)
-    prompt = _prompt(request)
-    if isinstance(prompt, str):
-        return GenerateRequest(request_id, text=prompt, sampling=sampling)
-    return GenerateRequest(request_id, token_ids=prompt, sampling=sampling)
-
-
-def _prompt(request: pb.CompleteRequest) -> str | list[int]:
+    """Raises BadInput for a missing prompt and for JSON that is none."""
+    sampling = _sampling(request.sampling, {"max_tokens": COMPLETION_MAX_TOKENS})
+    options = _given(request, ("add_special_tokens",), ("user",))
     match request.WhichOneof("prompt"):
         case "text":
-            return request.text
+            return GenerateRequest(request_id, text=request.text, sampling=sampling, options=options)
         case "token_ids" if request.token_ids.ids:
-            return list(request.token_ids.ids)
+            ids = list(request.token_ids.ids)
+            return GenerateRequest(request_id, token_ids=ids, sampling=sampling, options=options)
     raise BadInput("Give a prompt: 'text', or at least one of 'token_ids'.", param="prompt")
 
 
@@ -99,6 +85,10 @@ def _tool(tool: pb.Tool, index: int) -> Json:
     return {"type": "function", "function": function}
 
 
+def _tool_choice(choice: str) -> str | Json:
+    return choice if choice in _TOOL_CHOICES else {"type": "function", "function": {"name": choice}}
+
+
 def _json(text: str, param: str) -> Any:
     try:
         return json.loads(text)
@@ -106,28 +96,34 @@ def _json(text: str, param: str) -> Any:
         raise BadInput(f"'{param}' must be JSON text.", param=param) from error
 
 
-def _common(sampling: pb.Sampling) -> Json:
-    """What OpenAI's two requests share; absent fields stay absent, so that the version's defaults apply."""
-    body: Json = {name: getattr(sampling, name) for name in _OPTIONAL if sampling.HasField(name)}  # type: ignore[arg-type]
-    given: Iterable[tuple[str, Any]] = (
-        ("max_tokens", sampling.max_tokens),
-        ("n", sampling.n),
-        ("stop", list(sampling.stop)),
-        ("stop_token_ids", list(sampling.stop_token_ids)),
-        ("ignore_eos", sampling.ignore_eos),
-    )
-    return body | {name: value for name, value in given if value}
+def _given(message: Message, optional: tuple[str, ...], zero_is_off: tuple[str, ...]) -> Json:
+    """The fields that were set, by name."""
+    found = {name: getattr(message, name) for name in optional if message.HasField(name)}
+    return found | {name: value for name in zero_is_off if (value := getattr(message, name))}
 
 
-def _sampling(sampling: pb.Sampling, default_max_tokens: int | None) -> Sampling:
-    chosen = {name: getattr(sampling, name) for name in _OPTIONAL if sampling.HasField(name)}  # type: ignore[arg-type]
-    return Sampling(
-        max_tokens=sampling.max_tokens or default_max_tokens,
-        n=sampling.n or 1,
-        stop=tuple(sampling.stop),
-        stop_token_ids=tuple(sampling.stop_token_ids),
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
-        json_schema=sampling.json_schema or None,
-        **chosen,
-    )
+def _sampling(sampling: pb.Sampling, defaults: Json | None = None) -> Sampling:
+    chosen = (defaults or {}) | _given(sampling, _OPTIONAL, _ZERO_IS_OFF)
+    chosen |= {name: tuple(getattr(sampling, name)) for name in _LISTS}
+    if sampling.logit_bias:
+        chosen["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    _check_finite(chosen)
+    return Sampling(structured_outputs=_structured_outputs(sampling), **chosen)
+
+
+def _check_finite(chosen: Json) -> None:
+    """JSON has no other numbers, so that nothing behind this point expects any."""
+    for name, value in chosen.items():
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise BadInput(f"'{name}' must be a finite number.", param=name)
+
+
+def _structured_outputs(sampling: pb.Sampling) -> Json | None:
+    """Several constraints go on together: the engine says what is wrong with that."""
+    found = _given(sampling, (), ("json_object", "regex", "grammar"))
+    if sampling.choice:
+        found["choice"] = list(sampling.choice)
+    if sampling.json_schema:
+        found["json"] = _json(sampling.json_schema, "sampling.json_schema")
+    return found or None

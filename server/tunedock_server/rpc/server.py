@@ -26,7 +26,7 @@ from .jobs import FineTuningRpc
 from .policies import SERVICES, check_complete, policies
 
 MAX_MESSAGE_BYTES = 8 << 20
-HEALTH_S = 0.1
+HEALTH_S = 0.25
 _NAMES = tuple(service.full_name for service in SERVICES)
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -69,7 +69,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         self._not_ready: Callable[[], str | None] = server.not_ready
         self._following: asyncio.Task[None] | None = None
-        _add_services(self._grpc, server)
+        self._inference = _add_services(self._grpc, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((*_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
@@ -101,6 +101,7 @@ class RpcServer:
             self._following.cancel()
             with suppress(asyncio.CancelledError):
                 await self._following
+        self._inference.finish()
         await self._grpc.stop(grace_s)
 
     async def _follow(self) -> None:
@@ -119,14 +120,16 @@ class RpcServer:
             await self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
 
-def _add_services(target: grpc.aio.Server, server: Server) -> None:
+def _add_services(target: grpc.aio.Server, server: Server) -> InferenceRpc:
     def room() -> dict[str, object]:
         return capacity(server.pool.facts, server.residents, server.catalog)
 
     transfers = Transfers(server.registry, server.validator)
-    add_InferenceServicer_to_server(InferenceRpc(server.inference, server.models, room), target)
+    inference = InferenceRpc(server.inference, server.models, room, server.settings.request_timeout_s)
+    add_InferenceServicer_to_server(inference, target)
     add_FineTuningServicer_to_server(FineTuningRpc(server.files, transfers, server.jobs), target)
     adapters = AdaptersRpc(
         server.adapters, server.publisher, lambda: server.catalog.snapshot.counter, server.settings.max_adapter_bytes
     )
     add_AdaptersServicer_to_server(adapters, target)
+    return inference

@@ -89,17 +89,15 @@ class Inference:
         return await self._answer(project, clean(body, COMPLETION_FIELDS, self._caps), request_id, self._pool.complete)
 
     async def generate(
-        self, project: str, body: Any, request: GenerateRequest
+        self, project: str, model: str, request: GenerateRequest
     ) -> tuple[Pinned, LeasedStream[GenerateDelta]]:
-        """Token deltas of `request`, for transports of our own. `body` says the same in OpenAI's words and is checked.
-
-        Raises as `chat`, before the first delta is out.
-        """
+        """Token deltas of `request`, for transports of our own. Raises as `chat`, before the first delta is out."""
         fields = COMPLETION_FIELDS if request.messages is None else CHAT_FIELDS
 
         async def perform(_: dict[str, Any], pinned: Pinned, request_id: str) -> AsyncGenerator[GenerateDelta, None]:
             return self._pool.generate(replace(request, request_id=request_id), pinned)
 
+        body = request.body() | {"model": model}
         answer = await self._answer(project, clean(body, fields, self._caps), request.request_id, perform)
         return answer.pinned, cast(LeasedStream[GenerateDelta], answer.stream)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from support.fake_pool import word_of
 from support.fake_server import BASE, FakeServer
 from tunedock_api.v1 import inference_pb2 as pb
@@ -75,15 +77,77 @@ def test_sampling_reaches_the_engine_as_asked(stub: InferenceStub, live: FakeSer
     stub.Chat(pb.ChatRequest(model=BASE, messages=HELLO, sampling=sampling))
     got = live.pool.requests[-1].sampling
     assert (got.temperature, got.top_k, got.seed, got.stop) == (0.0, 5, 7, (".",))
-    assert (got.logprobs, got.max_tokens, got.json_schema, got.top_p) == (2, 9, "{}", None)
+    assert (got.logprobs, got.max_tokens, got.structured_outputs, got.top_p) == (2, 9, {"json": {}}, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_have_are_refused(stub: InferenceStub, value: float) -> None:
+    kwargs = Struct()
+    kwargs["depth"] = value
+    for request in (
+        pb.ChatRequest(model=BASE, messages=HELLO, sampling=pb.Sampling(temperature=value)),
+        pb.ChatRequest(model=BASE, messages=HELLO, sampling=pb.Sampling(logit_bias={7: value})),
+        pb.ChatRequest(model=BASE, messages=HELLO, chat_template_kwargs=kwargs),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Chat(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_stream_puts_a_steps_answers_into_one_chunk(stub: InferenceStub) -> None:
+    request = pb.ChatRequest(model=BASE, messages=HELLO, sampling=pb.Sampling(n=3))
+    *steps, usage = stub.StreamChat(request)
+    assert [[choice.index for choice in step.choices] for step in steps] == [[0, 1, 2]] * 5
+    assert usage.usage.completion_tokens == 15
 
 
 def test_tools_go_through_openais_shapes(stub: InferenceStub, live: FakeServer) -> None:
-    tool = pb.Tool(name="weather", parameters=json.dumps({"type": "object"}))
-    request = pb.ChatRequest(model=BASE, messages=HELLO, tools=[tool])
-    assert stub.Chat(request).choices[0].text
+    assert stub.Chat(with_tool()).choices[0].text
     assert live.pool.bodies[-1]["tools"][0]["function"]["name"] == "weather"
-    assert list(stub.StreamChat(request))[-1].usage.total_tokens == 8
+
+
+def with_tool(**fields: Any) -> pb.ChatRequest:
+    tool = pb.Tool(name="weather", parameters=json.dumps({"type": "object"}))
+    return pb.ChatRequest(model=BASE, messages=HELLO, tools=[tool], **fields)
+
+
+def test_text_beside_tools_streams_as_it_comes(stub: InferenceStub) -> None:
+    parts = list(stub.StreamChat(with_tool()))
+    assert [part.choices[0].text for part in parts if part.choices] == ["base"] * 5
+    assert (parts[0].model, parts[1].model) == (BASE, "")
+    assert parts[-1].usage.total_tokens == 8
+
+
+def test_a_tool_call_streams_in_pieces(stub: InferenceStub, live: FakeServer) -> None:
+    live.pool.behaviour.calls_tools = True
+    try:
+        parts = [part.choices[0] for part in stub.StreamChat(with_tool()) if part.choices]
+    finally:
+        live.pool.behaviour.calls_tools = False
+    calls = [call for part in parts for call in part.tool_calls]
+    assert [(call.index, call.id, call.name) for call in calls] == [(0, "call_1", "weather"), *[(0, "", "")] * 4]
+    assert "".join(call.arguments for call in calls) == "{   "
+    assert [list(part.token_ids) for part in parts] == [[0], [1], [2], [3], [4]]
+
+
+def test_which_tool_to_call_reaches_the_engine_in_openais_words(stub: InferenceStub, live: FakeServer) -> None:
+    for choice, shown in (
+        ("required", "required"),
+        ("weather", {"type": "function", "function": {"name": "weather"}}),
+    ):
+        stub.Chat(with_tool(tool_choice=choice, parallel_tool_calls=False))
+        assert live.pool.bodies[-1]["tool_choice"] == shown
+        assert live.pool.bodies[-1]["parallel_tool_calls"] is False
+
+
+def test_an_error_in_the_middle_of_a_stream_with_tools_keeps_its_code(stub: InferenceStub, live: FakeServer) -> None:
+    live.pool.behaviour.stream_error_after = 2
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.StreamChat(with_tool()))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        live.pool.behaviour.stream_error_after = None
 
 
 @pytest.mark.usefixtures("slow")

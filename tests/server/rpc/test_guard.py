@@ -16,12 +16,18 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from support.fake_server import FakeServer, fake_server
+from support.bases import tiny_base
+from support.fake_pool import FakePool
+from support.fake_server import BASE, FakeServer, fake_server
 from tunedock import TuneDock, Unauthenticated
 from tunedock_api.errors import Internal
+from tunedock_registry.layout import Home
+from tunedock_registry.registry import Registry
+from tunedock_server.app import Server
 from tunedock_server.http.auth import Policy
 from tunedock_server.rpc.policies import SERVICES, check_complete, policies
-from tunedock_server.rpc.server import Tls
+from tunedock_server.rpc.server import RpcServer, Tls
+from tunedock_server.settings import Settings
 
 ALLOWED = {
     grpc.StatusCode.OK,
@@ -296,3 +302,22 @@ def test_health_is_public_and_follows_start_engine_loss_and_drain(tmp_path: Path
         assert becomes(states.SERVING)
         own.run(own.rpc.drain())
         assert becomes(states.NOT_SERVING)
+
+
+async def test_health_says_not_serving_until_the_engine_is_up(tmp_path: Path) -> None:
+    registry = Registry.open(Home(tmp_path))
+    server = Server(Settings(), registry, FakePool(tiny_base(BASE)), BASE)
+    rpc = RpcServer(server)
+    port = rpc.bind("127.0.0.1", 0)
+    await rpc.start()
+    states = health_pb2.HealthCheckResponse
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        told = HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        assert (await told.read()).status == states.NOT_SERVING
+        await server.start()
+        assert (await told.read()).status == states.SERVING
+        server.draining = True
+        assert (await told.read()).status == states.NOT_SERVING
+    await rpc.stop(1.0)
+    await server.stop()
+    registry.close()

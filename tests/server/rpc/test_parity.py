@@ -10,8 +10,12 @@ import pytest
 from pydantic import BaseModel
 from support.fake_server import BASE, FakeServer
 from tunedock import Reply, TuneDock, TuneDockError
+from tunedock.grpc_codec import ALL_CHAT, ALL_COMPLETION
+from tunedock_server.engine import fields
 
 Ask = Callable[[TuneDock], Reply]
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CHOSEN = {"type": "function", "function": {"name": "f"}}
 CHATS: dict[str, dict[str, Any]] = {
     "plain": {},
     "greedy": {"temperature": 0},
@@ -22,7 +26,26 @@ CHATS: dict[str, dict[str, Any]] = {
     "a schema": {
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     },
-    "tools": {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+    "tools": {"tools": [FUNCTION]},
+}
+# Every further field that both transports carry; what the engine makes of them is tried on the real one.
+CARRIED: dict[str, dict[str, Any]] = {
+    "min_tokens": {"min_tokens": 2},
+    "logit_bias": {"logit_bias": {"7": -50.0, "8": 1.5}},
+    "allowed tokens": {"allowed_token_ids": [5, 6, 7]},
+    "bad words": {"bad_words": ["no"]},
+    "stop tokens": {"stop_token_ids": [5], "ignore_eos": True, "include_stop_str_in_output": True},
+    "special tokens": {"skip_special_tokens": False},
+    "json object": {"response_format": {"type": "json_object"}},
+    "schema": {"structured_outputs": {"json": {"type": "object"}}},
+    "regex": {"structured_outputs": {"regex": "a+"}},
+    "choice": {"structured_outputs": {"choice": ["yes", "no"]}},
+    "grammar": {"structured_outputs": {"grammar": 'root ::= "a"'}},
+    "user": {"user": "ada"},
+    "template": {"chat_template_kwargs": {"enable_thinking": False, "depth": 3}},
+    "reasoning": {"reasoning_effort": "low"},
+    "continued": {"add_generation_prompt": False, "continue_final_message": True},
+    "a chosen tool": {"tools": [FUNCTION], "tool_choice": CHOSEN, "parallel_tool_calls": False},
 }
 BROKEN: dict[str, Ask] = {
     "unknown model": lambda c: c.chat("hi", model="nobody"),
@@ -65,6 +88,27 @@ def seen(reply: Reply) -> dict[str, Any]:
 def test_chats_agree(both: Pair, model: str, options: dict[str, Any]) -> None:
     rest, grpc = (client.chat("hello", model=model, **options) for client in both)
     assert seen(rest) == seen(grpc)
+
+
+@pytest.mark.parametrize("options", CARRIED.values(), ids=CARRIED.keys())
+def test_the_engine_gets_the_same_request(both: Pair, live: FakeServer, options: dict[str, Any]) -> None:
+    both.rest.chat("hello", model=BASE, **options)
+    over_rest = live.pool.bodies[-1]
+    both.grpc.chat("hello", model=BASE, **options)
+    over_grpc = live.pool.bodies[-1] if "tools" in options else live.pool.requests[-1].body()
+    for name, value in options.items():
+        assert over_rest[name] == value
+        if name == "response_format":  # one of the structured outputs, in OpenAI's words
+            assert over_grpc["structured_outputs"] == {value["type"]: True}
+        else:
+            assert over_grpc[name] == value
+
+
+def test_what_rest_takes_and_grpc_carries_is_the_same_but_for_what_is_named_here() -> None:
+    """A field that REST learns must be carried over gRPC too, or be put on this list on purpose."""
+    only_rest = {"echo", "return_token_ids"}
+    for accepted, carried in ((fields.CHAT, ALL_CHAT), (fields.COMPLETION, ALL_COMPLETION)):
+        assert accepted - carried - only_rest == set()
 
 
 @pytest.mark.parametrize("prompt", ["hello", [1, 2, 3]], ids=["text", "token ids"])
