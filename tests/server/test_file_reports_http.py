@@ -60,3 +60,53 @@ async def test_a_job_whose_template_refuses_an_example_is_refused(server: Runnin
     file = await uploaded(server, [*facts(10), chat(assistant("I begin."), user("a"), assistant("b"))])
     with pytest.raises(openai.BadRequestError, match="Example 11 begins with a trained assistant message"):
         await server.client.fine_tuning.jobs.create(model=server.base.identity.id, training_file=file)
+
+
+TEMPLATE = (
+    "{% if style == 'none' %}{{ raise_exception('no such style') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest_asyncio.fixture
+async def styled(tmp_path: Path) -> AsyncIterator[Running]:
+    """A server whose model's template reads the variable `style`."""
+    folder = tmp_path / "styled"
+    folder.mkdir()
+    for file in (await asyncio.to_thread(default_model_path)).iterdir():
+        if file.name != "chat_template.jinja":
+            (folder / file.name).symlink_to(file)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    async with running(tmp_path, inspector=IsolatedInspector(folder)) as started:
+        yield started
+
+
+async def create(server: Running, file: str, kwargs: dict[str, Any]) -> Any:
+    body = {"tunedock": {"chat_template_kwargs": kwargs}}
+    return await server.client.fine_tuning.jobs.create(
+        model=server.base.identity.id, training_file=file, extra_body=body
+    )
+
+
+async def test_template_kwargs_that_the_template_reads_are_taken(styled: Running) -> None:
+    job = await create(styled, await uploaded(styled, facts(12)), {"style": "plain"})
+    assert job.status == "queued"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "param", "says"),
+    [
+        ({"stile": "plain"}, "tunedock.chat_template_kwargs.stile", "does not read 'stile'"),
+        ({"style": "none"}, "tunedock.chat_template_kwargs", "no such style.*11 more examples"),
+        ({"tokenize": True}, "tunedock.chat_template_kwargs", "cannot set 'tokenize'"),
+    ],
+)
+async def test_template_kwargs_that_cannot_be_are_refused_before_any_compute(
+    styled: Running, kwargs: dict[str, Any], param: str, says: str
+) -> None:
+    file = await uploaded(styled, facts(12))
+    with pytest.raises(openai.BadRequestError, match=says) as caught:
+        await create(styled, file, kwargs)
+    assert caught.value.param == param
+    assert [job async for job in styled.client.fine_tuning.jobs.list()] == []

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunedock_api.errors import BadInput
+
 from ..models.facts import BaseFacts, base_facts
-from ..models.tokenizer import load_renderer
+from ..models.tokenizer import load_tokenizer, stop_token_ids
 from .estimate import BaseSize, cpu_tokens_per_s
 from .hyperparameters import DataFacts
-from .knobs import Knobs, Method, parse_knobs, parse_method
-from .render import Renderer
+from .knobs import KNOBS_KEY, Knobs, Method, parse_knobs, parse_method
+from .render import Renderer, Tokenizer
 from .report import DataReport, Plan, build_report
 
 
@@ -42,7 +45,7 @@ class Inspector:
     def __init__(self, model: Path | None) -> None:
         """Without a model the parts of the report that need a tokenizer stay empty."""
         self._model = model
-        self._renderers: dict[str, Renderer] = {}
+        self._tokenizer: Tokenizer | None = None
 
     def inspect(self, asked: Inspection) -> DataReport:
         """Raises BadInput for settings or a model that cannot be used; errors of the data stand in the report."""
@@ -61,19 +64,28 @@ class Inspector:
                 asked.num_masks,
             )
 
-    def _renderer(self, template_kwargs: dict[str, Any]) -> Renderer | None:
+    def _renderer(self, template_kwargs: Mapping[str, Any]) -> Renderer | None:
         if self._model is None:
             return None
-        key = json.dumps(template_kwargs, sort_keys=True)
-        if key not in self._renderers:
-            self._renderers[key] = load_renderer(self._model, template_kwargs)
-        return self._renderers[key]
+        self._tokenizer = self._tokenizer or load_tokenizer(self._model)
+        renderer = Renderer(self._tokenizer, template_kwargs, stop_token_ids(self._model))
+        _check_read(renderer)
+        return renderer
 
     def _plan(self, facts: BaseFacts, method: Method, knobs: Knobs, asked: Inspection) -> Plan:
         size = BaseSize(facts.modules, facts.vocab_size, facts.hidden_size)
         family = _model_type(self._model) if self._model else ""
         data = DataFacts(0, facts.hidden_size, family, asked.max_rank)
         return Plan(method, knobs, data, size, asked.tokens_per_s or _guessed_speed(size))
+
+
+def _check_read(renderer: Renderer) -> None:
+    """A misspelt name would change nothing, in training and in serving alike. Raises BadInput with the field."""
+    for name in renderer.unread_kwargs():
+        raise BadInput(
+            f"The model's chat template does not read {name[:80]!r}: check its spelling, or leave it out.",
+            param=f"{KNOBS_KEY}.chat_template_kwargs.{name[:80]}",
+        )
 
 
 def _model_type(model: Path) -> str:

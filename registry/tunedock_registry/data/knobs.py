@@ -55,6 +55,12 @@ def _one_of(types: tuple[type, ...], says: str, *, auto: bool) -> BeforeValidato
 
 
 _POSITIVE = "a number above 0"
+# What `apply_chat_template` takes besides variables of the template.
+NOT_TEMPLATE_KWARGS = frozenset({
+    "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask",
+})  # fmt: skip
 Switch = Annotated[bool, _one_of((bool,), "true or false", auto=False)]
 TemplateValue = Annotated[
     bool | int | str, _one_of((bool, int, str), "a string, an integer or a truth value", auto=False)
@@ -174,6 +180,14 @@ class Sweep(Frozen):
         return max(1, len(self.learning_rate_multiplier)) * max(1, len(self.rank))
 
 
+class MlflowKnobs(Frozen):
+    """A run in MLflow, on the server that the trainer's environment names. Needs the extra `mlflow` there."""
+
+    experiment: str = Field(min_length=1, max_length=256)
+    run_name: str | None = Field(default=None, max_length=256, description="None: the job's id")
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
 class Knobs(Frozen):
     """TuneDock's part of a job. Everything has a default that suits most jobs."""
 
@@ -208,6 +222,7 @@ class Knobs(Frozen):
     chat_template_kwargs: dict[str, TemplateValue] = Field(
         default_factory=dict, description="used in training and, through the version's profile, in serving"
     )
+    mlflow: MlflowKnobs | None = Field(default=None, description="also send the numbers of each step to MLflow")
     num_samples: Annotated[int, _integer(0, 16, auto=False)] = Field(
         default=2, description="answers to held-out prompts in the events of each checkpoint; 0 is off"
     )
@@ -224,6 +239,14 @@ class Knobs(Frozen):
     def _legal_reference(cls, value: str | None) -> str | None:
         if value is not None and parse_ref(value) is None:
             raise ValueError(f"must be a version such as support@7, not {value[:80]!r}")
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _no_other_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = sorted(value.keys() & NOT_TEMPLATE_KWARGS)
+        if ours:
+            raise ValueError(f"cannot set {ours[0]!r}: it belongs to rendering itself")
         return value
 
     @field_validator("early_stopping", mode="before")

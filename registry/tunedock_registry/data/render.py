@@ -11,6 +11,7 @@ sequence of its own, so that the equality always holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,6 +109,11 @@ class Renderer:
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = (), line: int = 0) -> str:
         """The text that the engine's chat endpoint tokenises for these messages."""
         return self._apply(messages, tools, line, generation_prompt=True)
+
+    def unread_kwargs(self) -> list[str]:
+        """Template kwargs whose names stand nowhere in the template."""
+        template = str(self._tokenizer.chat_template)
+        return [name for name in self._template_kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
 
     def text_of(self, token_id: int) -> str:
         """One token as text, special ones included."""

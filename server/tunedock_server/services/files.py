@@ -144,6 +144,13 @@ class FileService:
             return record.report or {}
         return (await self._inspector.compare(record, await self.get(project, validation_file))).report
 
+    async def report_for(self, record: FileRecord, template_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a job would find that renders with these kwargs. Raises BadInput with the kwarg that has to change."""
+        if not template_kwargs or self._inspector is None:
+            return record.report or {}
+        knobs = {"chat_template_kwargs": template_kwargs}
+        return (await asyncio.to_thread(self._inspector.inspect, record, None, knobs)).report
+
     async def list(
         self, project: str, after: str | None, limit: int, order: Order, purpose: str | None
     ) -> Page[FileRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from tunedock_registry.data.inspection import Inspection
 from tunedock_registry.data.isolation import Inspected, IsolatedInspector
@@ -21,8 +22,11 @@ class FileInspector:
         self._pool = pool
         self._child = child
 
-    def inspect(self, record: FileRecord, validation: FileRecord | None = None) -> Inspected:
-        """Raises BadInput when the file exceeds the limits of an inspection, NotFound when it is gone."""
+    def inspect(
+        self, record: FileRecord, validation: FileRecord | None = None, knobs: dict[str, Any] | None = None
+    ) -> Inspected:
+        """`knobs`: of a job, where they change how examples read. Raises BadInput when the file exceeds the limits of an
+        inspection, or with the knob that has to change; NotFound when it is gone."""
         facts = self._pool.facts
         return self._child.inspect(
             Inspection(
@@ -30,6 +34,7 @@ class FileInspector:
                 validation=str(self._path(validation)) if validation else None,
                 max_length=facts.max_model_len,
                 max_rank=facts.max_lora_rank,
+                knobs=knobs,
             )
         )
 

@@ -79,7 +79,8 @@ class JobService:
             await self._usable_file(project, new.validation_file, "validation_file")
         for extra in knobs.mixing:
             await self._usable_file(project, extra, f"{KNOBS_KEY}.mixing.{extra}")
-        preflight.check(method, knobs, training.report or {}, self._pool.facts)
+        report = await self._files.report_for(training, knobs.chat_template_kwargs)
+        preflight.check(method, knobs, report, self._pool.facts)
         spec = self._spec(new, method, knobs)
         record = await asyncio.to_thread(
             self._registry.jobs.create, project, spec, attempt.key, attempt.body_sha256, attempt.retry

@@ -15,7 +15,7 @@ from ..pool import EngineFacts
 
 
 def check(method: Method, knobs: Knobs, report: Mapping[str, Any], facts: EngineFacts) -> None:
-    """`report`: of the training file. Raises BadInput."""
+    """`report`: of the training file, rendered with the job's template kwargs. Raises BadInput."""
     _check_kind(method, report.get("kind"))
     _check_ranks(knobs, facts)
     _check_targets(knobs, facts)
@@ -99,15 +99,15 @@ def _check_length(knobs: Knobs, facts: EngineFacts) -> None:
 
 
 def _check_template(knobs: Knobs, report: Mapping[str, Any]) -> None:
-    """The report was made without template kwargs; a job that brings some is checked by the trainer."""
+    """Whose fault it is, the data's or the kwargs', nobody can tell: whoever brings kwargs looks there first."""
     refused = report.get("template") or {}
-    if refused.get("count") and not knobs.chat_template_kwargs:
+    if refused.get("count"):
         more = refused["count"] - 1
         first = refused["errors"][0]["message"]
         raise BadInput(
             f"{first}{f' {more} more examples are refused as well.' if more else ''}",
             "invalid_training_file",
-            param="training_file",
+            param=f"{KNOBS_KEY}.chat_template_kwargs" if knobs.chat_template_kwargs else "training_file",
         )
 
 
