@@ -254,6 +254,9 @@ class EnginePool(Protocol):
     async def complete(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
         """OpenAI text completion; otherwise as `chat`."""
 
+    async def respond(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        """OpenAI response, of which nothing is kept; a stream consists of named events. Otherwise as `chat`."""
+
     def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
         """Token deltas for transports of our own. Raises on the first iteration what `chat` raises."""
 

@@ -91,6 +91,17 @@ async def test_bad_fields_are_400_with_their_name(server: Running) -> None:
     assert answer.json()["error"]["param"] == "chat_template"
 
 
+async def test_a_response_runs_on_the_exact_version_and_refuses_what_needs_a_store(server: Running) -> None:
+    version = await server.ready()
+    answer = await server.client.responses.create(model="support", input="x", instructions="Be brief.")
+    assert (answer.model, answer.output_text.split()[0]) == ("support@1", word_of(version.digest))
+    assert server.pool.bodies[-1]["instructions"] == "Be brief."
+    with pytest.raises(openai.BadRequestError) as caught:
+        await server.client.responses.create(model="support", input="x", previous_response_id=answer.id)
+    assert caught.value.param == "previous_response_id"
+    assert server.server.leases.total() == 0
+
+
 async def test_a_prompt_over_the_context_is_400_with_the_engine_s_numbers(server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="2048") as caught:
         await server.client.completions.create(model="tiny-base", prompt="word " * 9000)

@@ -170,6 +170,16 @@ class FakePool:
     async def complete(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
         return await self._answer(body, pinned, request_id, chat=False)
 
+    async def respond(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        """The whole answer only: what streams is tried on the real engine."""
+        self.bodies.append(body)
+        words = [word async for word in self._words(pinned, body.get("max_output_tokens"))]
+        part = {"type": "output_text", "text": " ".join(words), "annotations": []}
+        item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+        head = {"id": f"resp_{request_id}", "object": "response", "created_at": 0.0, "model": pinned.public}
+        rest = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "status": "completed"}
+        return {**head, **rest, "output": [item]}
+
     async def _answer(
         self, body: dict[str, Any], pinned: Pinned, request_id: str, chat: bool
     ) -> dict[str, Any] | SseStream:

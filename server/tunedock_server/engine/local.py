@@ -96,6 +96,9 @@ class LocalEngine:
     async def complete(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
         return await self._answer("complete", body, pinned, request_id)
 
+    async def respond(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
+        return await self._answer("respond", body, pinned, request_id)
+
     async def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
         run = self._live()
         lora, done = run.adapters.enter(pinned)
@@ -121,9 +124,9 @@ class LocalEngine:
     ) -> dict[str, Any] | SseStream:
         run = self._live()
         lora, done = run.adapters.enter(pinned)
-        handler = run.front.chat if kind == "chat" else run.front.complete
+        handlers = {"chat": run.front.chat, "complete": run.front.complete, "respond": run.front.respond}
         try:
-            answer = await handler(body, pinned, lora, request_id)
+            answer = await handlers[kind](body, pinned, lora, request_id)
         except BaseException:
             done()
             raise

@@ -1,4 +1,4 @@
-"""Chat and text completions through vLLM's own OpenAI serving classes, without its HTTP app.
+"""Chats, text completions and responses through vLLM's own OpenAI serving classes, without its HTTP app.
 
 Streaming, tools, JSON schema, logprobs, echo, seeds and stop strings are therefore vLLM's. What is ours: a request runs on
 the adapter of its lease (a ContextVar, set for the length of the call), never on a name from the body, and answers carry
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from tunedock_api.errors import TuneDockError
@@ -20,47 +18,21 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
-from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.lora.request import LoRARequest
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from ..pool import EngineSettings, Pinned, SseStream
-from . import errors, fields
+from . import errors, fields, responses
+from .leased import LEASE, Lease, Leased, PublicNames
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What the request that is being handled runs on."""
-
-    public: str
-    lora: LoRARequest | None
-
-
-_LEASE: ContextVar[Lease] = ContextVar("tunedock_lease")
-
-
-class _PublicNames(OpenAIServingModels):
-    def model_name(self, lora_request: LoRARequest | None = None) -> str:
-        return _LEASE.get().public
-
-
-class _Leased:
-    """Replaces the two places where vLLM turns the body's `model` into an adapter."""
-
-    async def _check_model(self, request: Any) -> None:
-        return None
-
-    def _maybe_get_adapters(self, request: Any, supports_default_mm_loras: bool = False) -> LoRARequest | None:
-        return _LEASE.get().lora
-
-
-class _Chat(_Leased, OpenAIServingChat):
+class _Chat(Leased, OpenAIServingChat):
     pass
 
 
-class _Completion(_Leased, OpenAIServingCompletion):
+class _Completion(Leased, OpenAIServingCompletion):
     pass
 
 
@@ -71,12 +43,13 @@ class OpenAIFrontEnd:
         self.max_n = settings.max_n
         tools = {"enable_auto_tools": settings.tool_parser is not None, "tool_parser": settings.tool_parser}
         template: dict[str, Any] = {"chat_template": None, "chat_template_content_format": "auto"}
-        models = _PublicNames(llm, [BaseModelPath(settings.model_id, str(settings.model_path))])
+        models = PublicNames(llm, [BaseModelPath(settings.model_id, str(settings.model_path))])
         self.renderer = OnlineRenderer(llm.model_config, llm.renderer, request_logger=None, **template, **tools)
         shared: dict[str, Any] = {"online_renderer": self.renderer, "request_logger": None}
         shared["enable_prompt_tokens_details"] = True
         self._chat = _Chat(llm, models, "assistant", **shared, **template, **tools)
         self._completion = _Completion(llm, models, **shared)
+        self._responses = responses.LeasedResponses(llm, models, **shared, **template, **tools)
 
     async def chat(
         self, body: dict[str, Any], pinned: Pinned, lora: LoRARequest | None, request_id: str
@@ -91,27 +64,35 @@ class OpenAIFrontEnd:
         request = _parse(CompletionRequest, cleaned, request_id)
         return await self._run(self._completion.create_completion, request, Lease(pinned.public, lora))
 
+    async def respond(
+        self, body: dict[str, Any], pinned: Pinned, lora: LoRARequest | None, request_id: str
+    ) -> dict[str, Any] | SseStream:
+        request = responses.request_of(body, pinned, request_id, self.max_n)
+        return await self._run(self._responses.create_responses, request, Lease(pinned.public, lora), responses.sse)
+
     def chat_request(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> ChatCompletionRequest:
         """The checked request with the profile applied. Raises BadInput."""
         cleaned = fields.apply_profile(fields.clean(body, fields.CHAT, self.max_n), pinned.profile)
         return _parse(ChatCompletionRequest, cleaned, request_id)
 
     @staticmethod
-    async def _run(handler: Any, request: Any, lease: Lease) -> dict[str, Any] | SseStream:
-        token = _LEASE.set(lease)
+    async def _run(
+        handler: Any, request: Any, lease: Lease, encode: Callable[[Any], SseStream] | None = None
+    ) -> dict[str, Any] | SseStream:
+        token = LEASE.set(lease)
         try:
             result = await handler(request)
         except Exception as error:  # edge to vLLM: all that it raises becomes one of ours
             raise errors.from_exception(error) from error
         finally:
-            _LEASE.reset(token)
+            LEASE.reset(token)
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError  # vLLM answers a cancelled call with an error object
         if isinstance(result, ErrorResponse):
             raise errors.from_response(result.error.model_dump())
         if isinstance(result, AsyncGenerator):
-            return _sse(result)
-        return result.model_dump(mode="json", exclude_none=False)
+            return (encode or _sse)(result)
+        return result.model_dump(mode="json", by_alias=True)
 
 
 def _parse(model: Any, body: dict[str, Any], request_id: str) -> Any:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions."""
+"""POST /v1/chat/completions, /v1/completions and /v1/responses."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def declare(routes: Routes, inference: Inference, *, request_timeout_s: float, w
     async def create_completion(request: Request, body: RequestBody) -> Response:
         """OpenAI text completions, with `echo` and `logprobs`."""
         return await respond(request, body, inference.complete)
+
+    @routes.post("/v1/responses", policy=Policy.INFERENCE, tags=["inference"])
+    async def create_response(request: Request, body: RequestBody) -> Response:
+        """OpenAI responses without a store: `input` is the whole conversation, `tools` are functions of the caller."""
+        return await respond(request, body, inference.respond)
 
 
 def _version_headers(answer: Answer[bytes]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ..keeper import EngineKeeper
 from ..leases import LeasedStream, Leases
 from ..pool import EnginePool, GenerateDelta, GenerateRequest, Pinned
 from ..residency.residents import Residents
-from .requests import CHAT_FIELDS, COMPLETION_FIELDS, RequestCaps, clean, sticky_key
+from .requests import CHAT_FIELDS, COMPLETION_FIELDS, RequestCaps, clean, clean_response, sticky_key
 
 T = TypeVar("T")
 Perform = Callable[[dict[str, Any], Pinned, str], Awaitable[dict[str, Any] | AsyncGenerator[T, None]]]
@@ -59,7 +59,7 @@ class Peeked(Generic[T]):
 
 
 class Inference:
-    """Chat and completions. `draining` is set by shutdown: running requests finish, new ones are refused."""
+    """Chats, completions and responses. `draining` is set by shutdown: running requests finish, new ones are refused."""
 
     def __init__(
         self,
@@ -87,6 +87,10 @@ class Inference:
     async def complete(self, project: str, body: Any, request_id: str) -> Answer[bytes]:
         """Raises as `chat`."""
         return await self._answer(project, clean(body, COMPLETION_FIELDS, self._caps), request_id, self._pool.complete)
+
+    async def respond(self, project: str, body: Any, request_id: str) -> Answer[bytes]:
+        """Raises as `chat`."""
+        return await self._answer(project, clean_response(body, self._caps), request_id, self._pool.respond)
 
     async def generate(
         self, project: str, model: str, request: GenerateRequest

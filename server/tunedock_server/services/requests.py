@@ -13,10 +13,11 @@ from typing import Any
 
 from tunedock_api.errors import BadInput
 
-from ..engine import fields
+from ..engine import fields, response_fields
 
 CHAT_FIELDS = fields.CHAT | {"model"}
 COMPLETION_FIELDS = fields.COMPLETION | {"model"}
+RESPONSE_FIELDS = response_fields.RESPONSES | {"model"}
 _REFUSED_TEMPLATE_KWARGS = frozenset({"chat_template", "tokenize", "conversation", "messages", "tools"})
 
 
@@ -46,13 +47,20 @@ def clean(body: Any, accepted: frozenset[str], caps: RequestCaps) -> dict[str, A
     return chosen
 
 
+def clean_response(body: Any, caps: RequestCaps) -> dict[str, Any]:
+    """As `clean`, for the Responses API."""
+    if isinstance(body, dict):
+        response_fields.refuse(body)
+    return clean(body, RESPONSE_FIELDS, caps)
+
+
 def _check_model(model: Any) -> None:
     if not isinstance(model, str) or not model:
         raise BadInput("You must provide a model parameter: GET /v1/models lists what there is.", param="model")
 
 
 def _check_scalars(body: Mapping[str, Any], caps: RequestCaps) -> None:
-    for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"):
         value = body.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= caps.max_tokens:
             raise BadInput(f"'{name}' must be a whole number from 0 to {caps.max_tokens}.", param=name)
@@ -64,6 +72,7 @@ def _check_scalars(body: Mapping[str, Any], caps: RequestCaps) -> None:
 def _check_lists(body: Mapping[str, Any], caps: RequestCaps) -> None:
     for name, most in (
         ("messages", caps.messages),
+        ("input", caps.messages),
         ("tools", caps.tools),
         ("stop_token_ids", caps.list_items),
         ("allowed_token_ids", 100 * caps.list_items),
@@ -105,6 +114,6 @@ def sticky_key(body: Mapping[str, Any]) -> str:
     user = body.get("user")
     if isinstance(user, str) and user:
         return f"user:{user}"
-    messages = body.get("messages")
-    start = messages[:2] if isinstance(messages, list) else body.get("prompt")
+    turns = body.get("messages", body.get("input"))
+    start = turns[:2] if isinstance(turns, list) else turns or body.get("prompt")
     return hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()
