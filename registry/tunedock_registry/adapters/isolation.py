@@ -1,10 +1,10 @@
 """Checks a stranger's adapter in a process of its own, with limits on memory, time and files.
 
 The checks are plain Python and numpy, yet they read bytes that somebody may have built to hurt. Whatever goes wrong there
-(memory, endless work, a crash of a library) ends one child, and the caller gets a `Rejected`.
+(memory, endless work, a crash of a library) ends one process, and the caller gets a `Rejected`.
 
-A child serves one request. After the first request `IsolatedIntake` keeps one ready, so that a publish does not wait
-for its imports.
+Every check runs in a fork of a child that has done nothing but import: beside streaming, starting Python and numpy anew for
+each publish (half a second of a core) is what the streams would feel most.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -23,6 +21,7 @@ from typing import Any
 from tunedock_api.errors import Rejected
 from tunedock_api.manifest import Manifest
 
+from .. import children
 from ..models.facts import BaseFacts
 from .canonical import MAX_CONFIG_BYTES
 from .intake import ManifestParts, PreparedAdapter
@@ -39,7 +38,7 @@ class IsolationLimits:
 
 
 class IsolatedIntake:
-    """`prepare` in a child. Safe from any thread; `close` ends the child that waits."""
+    """`prepare` in a process of its own. Safe from any thread; `close` ends the child that waits."""
 
     def __init__(self, limits: IsolationLimits | None = None) -> None:
         self._limits = limits or IsolationLimits()
@@ -48,9 +47,7 @@ class IsolatedIntake:
 
     def warm(self) -> None:
         """Starts a child ahead of the next request."""
-        with self._lock:
-            if self._spare is None or self._spare.poll() is not None:
-                self._spare = _start()
+        self._keep(self._take())
 
     @property
     def spare_pid(self) -> int | None:
@@ -58,15 +55,10 @@ class IsolatedIntake:
         return None if self._spare is None else self._spare.pid
 
     def prepare(self, config: bytes, weights: Path, base: BaseFacts, parts: ManifestParts) -> PreparedAdapter:
-        """As `intake.prepare`. Raises Rejected also when the child exceeds a limit or dies."""
+        """As `intake.prepare`. Raises Rejected also when a limit is exceeded or the check dies."""
         if len(config) > MAX_CONFIG_BYTES:
             raise Rejected(f"adapter_config.json has {len(config)} bytes; at most {MAX_CONFIG_BYTES} are taken.")
-        child = self._take()
-        try:
-            answer = self._ask(child, _request(config, weights, base, parts, self._limits))
-        finally:
-            _end(child)
-            self.warm()
+        answer = self._ask(_request(config, weights, base, parts, self._limits))
         if "error" in answer:
             raise Rejected(**answer["error"])
         manifest = Manifest.model_validate(answer["manifest"])
@@ -76,45 +68,42 @@ class IsolatedIntake:
         with self._lock:
             spare, self._spare = self._spare, None
         if spare is not None:
-            _end(spare)
+            children.end(spare)
 
-    def _ask(self, child: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
+    def _ask(self, request: bytes) -> dict[str, Any]:
+        child = self._take()
+        line = children.exchange(child, request, self._limits.time_s)
+        if not line:
+            children.end(child)
+            raise Rejected(f"Checking the adapter took longer than {self._limits.time_s} s.")
+        self._keep(child)
         try:
-            output, _ = child.communicate(request, timeout=self._limits.time_s)
-        except subprocess.TimeoutExpired as error:
-            raise Rejected(f"Checking the adapter took longer than {self._limits.time_s} s.") from error
-        if child.returncode != 0:
-            raise Rejected("The adapter could not be checked within the limits on memory and time.")
-        return dict(json.loads(output))
+            return dict(json.loads(line))
+        except ValueError:  # nothing, or not all of it, before the check died
+            raise Rejected("The adapter could not be checked within the limits on memory and time.") from None
 
     def _take(self) -> subprocess.Popen[bytes]:
+        """The child that waits, or a new one while that is at work for somebody else."""
         with self._lock:
             spare, self._spare = self._spare, None
-        return _start() if spare is None or spare.poll() is not None else spare
+        if spare is not None and spare.poll() is None:
+            return spare
+        if spare is not None:
+            children.end(spare)
+        return children.start(_MODULE, env=_environment())
+
+    def _keep(self, child: subprocess.Popen[bytes]) -> None:
+        """One child waits; others end."""
+        with self._lock:
+            self._spare, surplus = child, self._spare
+        if surplus is not None:
+            children.end(surplus)
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _environment() -> dict[str, str]:
     # One thread: OpenBLAS reserves address space for each. Nothing else of our environment, above all no secrets.
     env = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
-    if "PYTHONPATH" in os.environ:
-        env["PYTHONPATH"] = os.environ["PYTHONPATH"]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", _MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=env,
-        cwd="/",
-    )
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with suppress(BrokenPipeError):
-                stream.close()
-    child.wait()
+    return env | ({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {})
 
 
 def _request(config: bytes, weights: Path, base: BaseFacts, parts: ManifestParts, limits: IsolationLimits) -> bytes:

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -16,6 +13,7 @@ from typing import Any
 
 from tunedock_api.errors import BadInput, Unavailable
 
+from .. import children
 from .inspection import Inspection
 
 
@@ -53,7 +51,7 @@ class IsolatedInspector:
     def inspect(self, asked: Inspection) -> Inspected:
         """Raises BadInput as `Inspector.inspect`, and when the child exceeds its limits or dies; Unavailable when closed."""
         with self._lock:
-            answer = self._ask((json.dumps(asdict(asked)) + "\n").encode())
+            answer = self._ask(json.dumps(asdict(asked)).encode())
         if "error" in answer:
             raise BadInput(**answer["error"])
         return Inspected(**answer)
@@ -70,7 +68,7 @@ class IsolatedInspector:
     def _ask(self, request: bytes) -> dict[str, Any]:
         self._check_open()
         child = self._running()
-        line = _exchange(child, request, self._limits.time_s)
+        line = children.exchange(child, request, self._limits.time_s)
         if not line:
             self._end()
             self._check_open()
@@ -93,34 +91,10 @@ class IsolatedInspector:
         # Of our environment only what finding the code needs, above all no secrets; one thread beside the engine's.
         env = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME") if key in os.environ}
         env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "tunedock_registry.data.inspect_child", model, str(self._limits.memory_bytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=env,
-        )
+        arguments = model, str(self._limits.memory_bytes)
+        return children.start("tunedock_registry.data.inspect_child", *arguments, env=env)
 
     def _end(self) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
-        child.wait()
-
-
-def _exchange(child: subprocess.Popen[bytes], request: bytes, time_s: float) -> bytes:
-    """The child's answer, empty when it died or took longer than `time_s`."""
-    if child.stdin is None or child.stdout is None:
-        return b""
-    try:
-        child.stdin.write(request)
-        child.stdin.flush()
-    except BrokenPipeError:
-        return b""
-    answered = select.select([child.stdout], [], [], time_s)[0]
-    return child.stdout.readline() if answered else b""
+        if child is not None:
+            children.end(child)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.adapters import LEAVES, facts, imported_parts, write_base
 from support.corpus import PICKLE_MARK, Attack, attacks, good_config, good_weights, raw_file
 from tunedock_api.errors import Rejected
+from tunedock_registry import children
 from tunedock_registry.adapters.intake import prepare
 from tunedock_registry.adapters.isolation import IsolatedIntake, IsolationLimits
 from tunedock_registry.models.facts import BaseFacts
@@ -85,6 +86,28 @@ def test_too_much_time_ends_the_child_alone(tmp_path: Path, base: BaseFacts) -> 
     with pytest.raises(Rejected, match="longer than"):
         intake.prepare(good_config(), weights, base, imported_parts())
     intake.close()
+
+
+def test_checks_follow_each_other_in_forks_of_one_child(tmp_path: Path, base: BaseFacts) -> None:
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(good_weights())
+    intake = IsolatedIntake()
+    intake.warm()
+    before = intake.spare_pid
+    for _ in range(3):
+        intake.prepare(good_config(), weights, base, imported_parts())
+    assert intake.spare_pid == before
+    intake.close()
+
+
+def test_a_check_that_dies_leaves_the_child_ready_for_the_next() -> None:
+    child = children.start("tunedock_registry.adapters.intake_child", env={"OPENBLAS_NUM_THREADS": "1"})
+    try:
+        assert children.exchange(child, b"no request", 20.0) == b"\n"
+        assert children.exchange(child, b"{}", 20.0) == b"\n"
+        assert child.poll() is None
+    finally:
+        children.end(child)
 
 
 def test_the_child_sees_no_secrets_of_ours(intake: IsolatedIntake) -> None:
