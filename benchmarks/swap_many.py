@@ -37,29 +37,38 @@ async def publish_line(server: Ours, markers: Sequence[Marker], prefix: str) -> 
 
 
 async def zipf(server: Ours, named: dict[str, Marker], seconds: float) -> list[Figure]:
-    """p99 TTFT with 2x and 10x as many adapters as slots, over p99 TTFT when all of them have a slot."""
-    names = list(named)
-    hot = await _traffic(server, named, names[:SLOTS], seconds)
+    """p99 TTFT with 2x and 10x as many adapters as slots, over p99 TTFT of the same load when all of them have a slot.
+
+    As many streams as slots can always all run; with twice as many, some ask for a fifth adapter while four answer, and
+    wait for the end of an answer whatever the policy. The goal is set for what can be served without that wait.
+    """
     figures = []
-    for times in (2, 10):
-        some = names[: times * SLOTS]
-        answers = await _traffic(server, named, some, seconds)
-        ratio = percentile(_ttft_ms(answers), 0.99) / percentile(_ttft_ms(hot), 0.99)
-        figures.append(
-            Figure(
-                f"p99 TTFT, {len(some)} adapters on {SLOTS} slots (Zipf) / all hot",
-                ratio,
-                "x",
-                f"<= {MAX_TTFT_RATIO} x",
-                ratio <= MAX_TTFT_RATIO,
-                num_samples=len(answers),
-                note=f"p50 {percentile(_ttft_ms(answers), 0.5):.0f} ms, hot p50 {percentile(_ttft_ms(hot), 0.5):.0f} ms",
-            )
-        )
+    for streams, limit in ((SLOTS, MAX_TTFT_RATIO), (2 * SLOTS, None)):
+        hot = await _traffic(server, named, list(named)[:SLOTS], streams, seconds)
+        for times in (2, 10):
+            answers = await _traffic(server, named, list(named)[: times * SLOTS], streams, seconds)
+            figures.append(_crowded(hot, answers, streams, times * SLOTS, limit))
     return figures
 
 
-async def _traffic(server: Ours, named: dict[str, Marker], names: Sequence[str], seconds: float) -> list[Answer]:
+def _crowded(hot: Sequence[Answer], answers: Sequence[Answer], streams: int, count: int, limit: float | None) -> Figure:
+    few, many = _ttft_ms(hot), _ttft_ms(answers)
+    ratio = percentile(many, 0.99) / percentile(few, 0.99)
+    return Figure(
+        f"p99 TTFT, {streams} streams over {count} adapters on {SLOTS} slots (Zipf) / all hot",
+        ratio,
+        "x",
+        "" if limit is None else f"<= {limit} x",
+        None if limit is None else ratio <= limit,
+        num_samples=len(answers),
+        note=f"p99 {percentile(many, 0.99):.0f} ms, hot {percentile(few, 0.99):.0f} ms; "
+        f"p50 {percentile(many, 0.5):.0f} ms, hot {percentile(few, 0.5):.0f} ms",
+    )
+
+
+async def _traffic(
+    server: Ours, named: dict[str, Marker], names: Sequence[str], num_streams: int, seconds: float
+) -> list[Answer]:
     """Raises AssertionError for an error or a wrong answer."""
     rng = random.Random(len(names))
     weights = [1 / rank for rank in range(1, len(names) + 1)]
@@ -67,8 +76,9 @@ async def _traffic(server: Ours, named: dict[str, Marker], names: Sequence[str],
     def pick(number: int) -> tuple[str, Sequence[dict[str, str]]]:
         return rng.choices(names, weights)[0], messages(QUESTIONS[number % len(QUESTIONS)])
 
-    await Streams(server.client, pick, NUM_STREAMS, MAX_TOKENS, body={"ignore_eos": True}).run_for(2.0)
-    answers = await Streams(server.client, pick, NUM_STREAMS, MAX_TOKENS, body={"ignore_eos": True}).run_for(seconds)
+    for duration in (2.0, seconds):  # the first warms
+        streams = Streams(server.client, pick, num_streams, MAX_TOKENS, body={"ignore_eos": True})
+        answers = await streams.run_for(duration)
     for answer in answers:
         assert answer.error is None, answer.error
         assert named[answer.asked_for].golden.startswith(answer.text), f"{answer.asked_for} said {answer.text!r}"
