@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from vllm.lora.request import LoRARequest
 
-from . import slot_table
+from . import affinity, slot_table
 from .reading import Staged, StageError, read
 
 
@@ -36,7 +37,7 @@ class StagedAdapters:
         self._manager = manager
         self._staged: dict[int, Staged] = {}
         self._jobs: dict[int, _Job] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tunedock-stage")
+        self._thread = ThreadPoolExecutor(1, "tunedock-stage", _keep_out_of_the_way)
 
     def begin(self, request: LoRARequest, load: bool) -> None:
         """Into host memory, and with `load` into a slot. Does nothing while the same adapter is being worked on."""
@@ -117,6 +118,13 @@ def outcome(work: Future[Staged]) -> dict[str, str | bool]:
     if error is None:
         return {"done": True}
     return {"done": True, "kind": error.kind if isinstance(error, StageError) else "rejected", "error": str(error)}
+
+
+def _keep_out_of_the_way() -> None:
+    """On the thread. An OpenMP team of its own would make more compute threads than processors: libgomp stops spinning in
+    the whole process then, and every operator of every later step has to wake its threads."""
+    affinity.run_anywhere()
+    torch.set_num_threads(1)
 
 
 def _work(manager: Any, request: LoRARequest, staged: Staged | None, slot: int | None) -> Staged:

@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 
-from . import patches, selfcheck
+from . import affinity, patches, selfcheck
 from .reading import StageError
 
 
@@ -23,6 +24,8 @@ class WorkerExtension:
     def tunedock_facts(self) -> dict[str, Any]:
         """What is active in this worker, with the result of the numeric self-check."""
         manager = self.model_runner.lora_manager
+        if current_platform.is_cpu():
+            affinity.bind_compute_threads()
         return {
             "patches": patches.installed(),
             "modules": sorted({name.rpartition(".")[2] for name in _served(manager)}),

@@ -34,6 +34,15 @@ def test_variables_for_children_do_not_stay() -> None:
     assert environ == {"KEPT": "1", "CHANGED": "old"}
 
 
+def test_compute_threads_spin_briefly_unless_the_operator_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    ours = environment.cpu_process_variables(2, compiled=False)
+    assert (ours["OMP_WAIT_POLICY"], ours["GOMP_SPINCOUNT"]) == ("active", "4000")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.cpu_process_variables(2, compiled=False).keys()
+
+
 def test_the_plugin_does_nothing_and_imports_nothing_in_a_stock_server() -> None:
     code = "import sys; from tunedock_server.engine.plugin import register; register(); print('torch' in sys.modules, 'vllm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PATH": ""})

@@ -194,3 +194,9 @@ def test_module_places_name_the_slice_of_a_packed_layer() -> None:
     layer = object()
     places = module_places({"a.qkv_proj": layer, "a.o_proj": layer}, {"a.qkv_proj": ["a.q", "a.k"]})
     assert places == {"a.o_proj": (layer, 0), "a.q": (layer, 0), "a.k": (layer, 1)}
+
+
+def test_staging_adds_no_compute_threads_to_those_of_the_steps() -> None:
+    before = torch.get_num_threads()
+    assert Manager().staged._thread.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == before

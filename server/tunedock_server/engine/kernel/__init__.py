@@ -1,4 +1,4 @@
-"""The C kernel: compiled once for this machine, kept in the user's cache, optional.
+"""Our C code (the LoRA kernel, packing, binding of threads): compiled once for this machine, kept in the user's cache, optional.
 
 Without a C compiler the torch path in `lora_math` does the same, ten times slower in decode steps. Compiling takes seconds.
 """
@@ -13,11 +13,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SOURCES = ("lora.c", "lora_body.h")
+_SOURCES = ("lora.c", "pack.c", "bind.c")
+_INCLUDED = ("lora_body.h",)
 # -march=native makes the library this machine's own. Not -ffast-math: linking with that switches denormals off for the
 # whole process (GCC bug 55522), and NaN must survive so that a bad adapter shows.
 _FLAGS = (
@@ -54,6 +56,29 @@ class Batch(ctypes.Structure):
     )
 
 
+class Piece(ctypes.Structure):
+    """`piece_t` in pack.c: one matrix of an adapter file and where it goes."""
+
+    _fields_ = (
+        ("from_", ctypes.c_void_p),
+        ("to", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("wide", ctypes.c_int16),
+        ("turned", ctypes.c_int16),
+    )
+
+
+def pack(pieces: Sequence[Piece]) -> None:
+    """Without the interpreter's lock. Only where `library` is there."""
+    built = library()
+    if built is None:
+        raise RuntimeError("the kernel is not built here")
+    built.tunedock_pack((Piece * len(pieces))(*pieces), len(pieces))
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """None when it cannot be built here; the reason is logged once."""
@@ -66,6 +91,10 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _log.warning("The LoRA kernel cannot be built here, torch operators are used instead: %s", error)
         return None
+    library.tunedock_bind.restype = ctypes.c_int64
+    library.tunedock_bind.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+    library.tunedock_pack.restype = None
+    library.tunedock_pack.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     for name in ("tunedock_lora_bf16", "tunedock_lora_f32"):
         getattr(library, name).restype = None
         getattr(library, name).argtypes = (
@@ -79,14 +108,14 @@ def library() -> ctypes.CDLL | None:
 def _built(compiler: str) -> Path:
     """The library's path. Named by its sources, the compiler and the processor, so that a stale one is never loaded."""
     hasher = hashlib.sha256(f"{compiler} {_FLAGS} {_processor()}".encode())
-    for name in _SOURCES:
+    for name in (*_SOURCES, *_INCLUDED):
         hasher.update((_HERE / name).read_bytes())
     folder = _cache_folder()
     target = folder / f"lora-{hasher.hexdigest()[:24]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             draft = Path(temporary) / "lora.so"
-            command = [compiler, *_FLAGS, "-o", str(draft), str(_HERE / "lora.c")]
+            command = [compiler, *_FLAGS, "-o", str(draft), *(str(_HERE / name) for name in _SOURCES)]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
             draft.rename(target)
     return target
