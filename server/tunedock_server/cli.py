@@ -142,7 +142,7 @@ def _trainer(settings: Settings, home: Home, registry: Registry) -> Any:
         log.warning("no trainer is started: its packages are missing (pip install 'tunedock[trainer]')")
         return None
     command = [sys.executable, "-m", "tunedock_trainer", "--home", str(home.root), "--model", settings.model]
-    command += ["--max-lora-rank", str(settings.max_lora_rank)]
+    command += ["--max-lora-rank", str(settings.max_lora_rank), "--nice", str(settings.trainer_nice)]
 
     def release(pid: int) -> None:
         """Trainers name themselves by host and process id; a dead one's jobs need not wait for their leases to end."""

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     database_url: str | None = None
     store_url: str | None = None
     trainer: bool = Field(default=True, description="run a trainer process beside the server")
+    trainer_nice: int = Field(
+        default=19, ge=0, le=19, description="how far the trainer's CPU work gives way to the server's; 0 shares evenly"
+    )
     api_key: str | None = Field(default=None, repr=False, description="bootstrap admin key; set: authentication is on")
     insecure_no_auth: bool = Field(default=False, description="allow a non-loopback host without authentication")
 
