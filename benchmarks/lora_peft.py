@@ -2,8 +2,8 @@
 
     python -m benchmarks.lora_peft --model PATH [--load] FOLDER...
 
-Prints output tokens a second of 32 requests, as JSON. Without `--load` all adapters stay in memory and each batch switches
-to the one it needs; with `--load` each adapter is read when its batch comes and dropped afterwards.
+Prints output tokens a second as JSON. Without `--load` all adapters stay in memory and each of 32 requests waits for the
+batch of its adapter; with `--load` there is one request for each adapter, read when its turn comes and dropped afterwards.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def main() -> None:
 @torch.inference_mode()
 def batch(model: PeftModel, index: int, names: list[str], options: argparse.Namespace) -> int:
     """The requests of one adapter, as one batch. Returns the tokens made."""
-    rows = [number for number in range(max(NUM_STREAMS, len(names))) if number % len(names) == index]
+    num = len(names) if options.load else NUM_STREAMS
+    rows = [number for number in range(num) if number % len(names) == index]
     if options.load and index:
         model.load_adapter(options.folders[index], adapter_name=names[index])
     model.set_adapter(names[index])

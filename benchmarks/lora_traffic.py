@@ -34,14 +34,19 @@ class Traffic:
         begin, end = max(t[0] for _, t in times), max(t[-1] for _, t in times)
         return sum(sum(1 for moment in t if moment > begin) for _, t in times) / (end - begin)
 
+    async def whole(self, models: Sequence[str], num_tokens: int, num_requests: int) -> float:
+        """Output tokens a second of as many requests at once, their prompts included."""
+        times = await self._all(models, num_requests, PROMPT_TOKENS, num_tokens)
+        return num_requests * num_tokens / (max(t[-1] for _, t in times) - min(start for start, _ in times))
+
     async def prefill(self, models: Sequence[str]) -> float:
         """Prompt tokens a second of several long prompts at once."""
         times = await self._all(models, NUM_PREFILLS, PREFILL_TOKENS, 1)
         return NUM_PREFILLS * PREFILL_TOKENS / (max(t[0] for _, t in times) - min(start for start, _ in times))
 
-    async def first_token_s(self, model: str) -> float:
-        """Of one request with a prompt of 256 tokens on an idle server."""
-        start, times = await self._one(model, TTFT_TOKENS, 2)
+    async def first_token_s(self, model: str, prompt_tokens: int = TTFT_TOKENS) -> float:
+        """Of one request on an idle server."""
+        start, times = await self._one(model, prompt_tokens, 2)
         return times[0] - start
 
     async def gaps_s(self, model: str, num_tokens: int) -> tuple[list[float], list[float]]:
