@@ -79,6 +79,11 @@ class Ours:
     async def rollback(self, name: str) -> Any:
         return await self.client.call("POST", f"/adapters/{name}/rollback", alias="production")
 
+    async def pin(self, ref: str, pinned: bool = True) -> Any:
+        """Into a slot to stay, or with False free to leave it."""
+        name, _, number = ref.partition("@")
+        return await self.client.call("PUT" if pinned else "DELETE", f"/adapters/{name}/versions/{number}/pin")
+
     async def retire(self, ref: str) -> Any:
         name, _, number = ref.partition("@")
         return await self.client.call("DELETE", f"/adapters/{name}/versions/{number}")
