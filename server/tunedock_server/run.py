@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -115,6 +116,7 @@ async def serve(server: Server, sock: socket.socket, announce: Callable[[str], N
     await listeners.open()
     try:
         if await _started(server, asked):
+            freeze_heap()
             announce(f"TuneDock is ready: {server.catalog.base_model} at {listeners.describe()}")
             await _until_asked(server, asked, listeners)
             await listeners.drain()
@@ -124,6 +126,12 @@ async def serve(server: Server, sock: socket.socket, announce: Callable[[str], N
     finally:
         await listeners.close(grace_s)
         await server.stop()
+
+
+def freeze_heap() -> None:
+    """What is there when the server is up stays: a collection that walks all of vLLM stops every stream for many steps."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _started(server: Server, asked: asyncio.Event) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -26,9 +27,11 @@ async def generate(
     """Raises only TuneDockError; closing the generator aborts the sequence."""
     try:
         prompt, params = await _render(llm, front, request, pinned)
+        produced: dict[int, int] = {}
         async with aclosing(llm.generate(prompt, params, request.request_id, lora_request=lora)) as outputs:
-            async for delta in _deltas(outputs):
-                yield delta
+            async for output in outputs:
+                for delta in _deltas(output, produced):
+                    yield delta
     except Exception as error:  # edge to vLLM
         raise errors.from_exception(error) from error
 
@@ -57,25 +60,23 @@ async def _render(
     return prompt, params
 
 
-async def _deltas(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[GenerateDelta, None]:
-    produced: dict[int, int] = {}
-    prompt_tokens = 0
-    async for output in outputs:
-        prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
-        last = output.outputs[-1]
-        for part in output.outputs:
-            produced[part.index] = produced.get(part.index, 0) + len(part.token_ids)
-            yield GenerateDelta(
-                index=part.index,
-                text=part.text,
-                token_ids=tuple(part.token_ids),
-                logprobs=_logprobs(part.token_ids, part.logprobs),
-                finish_reason=_finish_reason(part.finish_reason),
-                prompt_tokens=prompt_tokens,
-                cached_tokens=output.num_cached_tokens or 0,
-                completion_tokens=produced[part.index],
-                more=part is not last,
-            )
+def _deltas(output: RequestOutput, produced: dict[int, int]) -> Iterator[GenerateDelta]:
+    """One step's; `produced` counts the tokens of every answer so far."""
+    prompt_tokens = len(output.prompt_token_ids or ())
+    last = output.outputs[-1]
+    for part in output.outputs:
+        produced[part.index] = produced.get(part.index, 0) + len(part.token_ids)
+        yield GenerateDelta(
+            index=part.index,
+            text=part.text,
+            token_ids=tuple(part.token_ids),
+            logprobs=_logprobs(part.token_ids, part.logprobs),
+            finish_reason=_finish_reason(part.finish_reason),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=output.num_cached_tokens or 0,
+            completion_tokens=produced[part.index],
+            more=part is not last,
+        )
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

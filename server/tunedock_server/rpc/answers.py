@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tunedock_api.jsonpb import Json
 from tunedock_api.v1 import inference_pb2 as pb
@@ -36,6 +36,17 @@ def add_event(chunk: pb.GenerateChunk, event: Json) -> None:
         chunk.usage.CopyFrom(_usage(event["usage"]))
 
 
+def usage_of(last: Iterable[GenerateDelta]) -> pb.Usage:
+    """From the last delta of every answer: deltas carry the totals so far."""
+    prompt = cached = completion = 0
+    for delta in last:
+        prompt, cached = max(prompt, delta.prompt_tokens), max(cached, delta.cached_tokens)
+        completion += delta.completion_tokens
+    return pb.Usage(
+        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, cached_tokens=cached
+    )
+
+
 class Tally:
     """Adds up deltas to the whole answer and its usage."""
 
@@ -44,35 +55,20 @@ class Tally:
         self._texts: dict[int, list[str]] = {}
         self._last: dict[int, GenerateDelta] = {}
 
-    def count(self, delta: GenerateDelta) -> None:
-        """Only what usage needs: a delta carries the totals so far."""
-        self._last[delta.index] = delta
-
     def add(self, delta: GenerateDelta) -> None:
-        self.count(delta)
+        self._last[delta.index] = delta
         choice = self._choices.setdefault(delta.index, pb.Choice(index=delta.index))
         self._texts.setdefault(delta.index, []).append(delta.text)
         choice.token_ids.extend(delta.token_ids)
         choice.logprobs.extend(map(_logprob, delta.logprobs))
         choice.finish_reason = delta.finish_reason or choice.finish_reason
 
-    def usage(self) -> pb.Usage:
-        last = self._last.values()
-        completion = sum(delta.completion_tokens for delta in last)
-        prompt = max((delta.prompt_tokens for delta in last), default=0)
-        return pb.Usage(
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            total_tokens=prompt + completion,
-            cached_tokens=max((delta.cached_tokens for delta in last), default=0),
-        )
-
     def response(self, request_id: str, model: str) -> pb.GenerateResponse:
         for index, texts in self._texts.items():
             self._choices[index].text = "".join(texts)
         choices = [self._choices[index] for index in sorted(self._choices)]
         return pb.GenerateResponse(
-            id=request_id, model=model, created=int(time.time()), choices=choices, usage=self.usage()
+            id=request_id, model=model, created=int(time.time()), choices=choices, usage=usage_of(self._last.values())
         )
 
 

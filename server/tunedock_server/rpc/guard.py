@@ -122,24 +122,16 @@ class _Edge:
             return await self._handler.unary_unary(self._parse(raw), context)
 
     async def unary_stream(self, raw: bytes, context: Context) -> AsyncIterator[Any]:
-        async with self._guarded(context):
-            parts = self._handler.unary_stream(self._parse(raw), context)
-            if isawaitable(parts):  # a handler that writes by itself, as health's Watch does
-                await parts
-                return
-            async with aclosing(parts):
-                async for part in parts:
-                    yield part
+        async with self._guarded(context), _written(self._handler.unary_stream(self._parse(raw), context)) as parts:
+            async for part in parts:
+                yield part
 
     async def stream_unary(self, raws: AsyncIterator[bytes], context: Context) -> Any:
         async with self._guarded(context):
             return await self._handler.stream_unary(self._parsed(raws), context)
 
     async def stream_stream(self, raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        async with (
-            self._guarded(context),
-            aclosing(self._handler.stream_stream(self._parsed(raws), context)) as parts,
-        ):
+        async with self._guarded(context), _written(self._handler.stream_stream(self._parsed(raws), context)) as parts:
             async for part in parts:
                 yield part
 
@@ -168,6 +160,22 @@ class _Edge:
         except Exception as error:
             await _abort(context, self._call, translate(logged(error, self._call)))
         context.set_trailing_metadata(self._call.metadata())
+
+
+@asynccontextmanager
+async def _written(answer: Any) -> AsyncIterator[AsyncIterator[Any]]:
+    """What is still to be written of a handler's answer: nothing when it is a coroutine that writes by itself."""
+    if isawaitable(answer):
+        await answer
+        yield _nothing()
+        return
+    async with aclosing(answer):
+        yield answer
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    for part in ():
+        yield part
 
 
 class _Refusal:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 from tunedock_api.jsonpb import Json, from_answer
 from tunedock_api.v1 import inference_pb2 as pb
 from tunedock_api.v1.inference_pb2_grpc import InferenceServicer
 
-from ..pool import GenerateRequest, Pinned
+from ..pool import GenerateDelta, GenerateRequest, Pinned
 from ..services.inference import Inference
 from ..services.models import ModelService
 from . import prompts
-from .answers import Tally, add_delta, add_event, response_from_chat
+from .answers import Tally, add_delta, add_event, response_from_chat, usage_of
 from .events import events
 from .guard import Context, current_call
 from .many import ManyStreams
 
 NewChunk = Callable[[], pb.GenerateChunk]
+Sent = Callable[[pb.GenerateChunk], Awaitable[None] | None]
+"""Takes a complete chunk. What it returns is awaited before the next one is begun."""
 
 
 class InferenceRpc(InferenceServicer):
@@ -46,28 +48,24 @@ class InferenceRpc(InferenceServicer):
         call = prompts.chat_request(request, current_call().request_id)
         return await (self._whole_with_tools if call.tools else self._whole)(request.model, call)
 
-    async def StreamChat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.GenerateChunk]:
-        async with aclosing(self._parts(request, pb.GenerateChunk)) as parts:
-            async for part in parts:
-                yield part
+    # Streams write by themselves, which grpc allows and its stubs do not know: a generator is one more turn per message.
+
+    async def StreamChat(self, request: pb.ChatRequest, context: Context) -> None:  # type: ignore[override]
+        await self._pour(request, pb.GenerateChunk, context.write)
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.GenerateResponse:
         return await self._whole(request.model, prompts.completion_request(request, current_call().request_id))
 
-    async def StreamComplete(self, request: pb.CompleteRequest, context: Context) -> AsyncIterator[pb.GenerateChunk]:
-        async with aclosing(self._parts(request, pb.GenerateChunk)) as parts:
-            async for part in parts:
-                yield part
+    async def StreamComplete(self, request: pb.CompleteRequest, context: Context) -> None:  # type: ignore[override]
+        await self._pour(request, pb.GenerateChunk, context.write)
 
-    async def StreamMany(
+    async def StreamMany(  # type: ignore[override]
         self, requests: AsyncIterator[pb.StreamManyRequest], context: Context
-    ) -> AsyncIterator[pb.StreamManyResponse]:
-        many = ManyStreams(self._parts, self._timeout_s)
+    ) -> None:
+        many = ManyStreams(self._pour, self._timeout_s)
         self._many.add(many)
         try:
-            async with aclosing(many.run(requests)) as messages:
-                async for message in messages:
-                    yield message
+            await many.run(requests, context.write)
         finally:
             self._many.discard(many)
 
@@ -92,36 +90,36 @@ class InferenceRpc(InferenceServicer):
                 tally.add(delta)
         return tally.response(call.request_id, pinned.public)
 
-    def _parts(
-        self, request: pb.ChatRequest | pb.CompleteRequest, new: NewChunk
-    ) -> AsyncGenerator[pb.GenerateChunk, None]:
-        """An answer in chunks that `new` makes; each one is complete when it is yielded."""
+    async def _pour(self, request: pb.ChatRequest | pb.CompleteRequest, new: NewChunk, sent: Sent) -> None:
+        """Fills chunks that `new` makes with an answer, and hands over each when it is complete."""
         request_id = current_call().request_id
         if isinstance(request, pb.CompleteRequest):
-            return self._steps(request.model, prompts.completion_request(request, request_id), new)
+            await self._steps(request.model, prompts.completion_request(request, request_id), new, sent)
+            return
         call = prompts.chat_request(request, request_id)
-        return (self._steps_with_tools if call.tools else self._steps)(request.model, call, new)
+        await (self._steps_with_tools if call.tools else self._steps)(request.model, call, new, sent)
 
-    async def _steps(self, model: str, call: GenerateRequest, new: NewChunk) -> AsyncGenerator[pb.GenerateChunk, None]:
+    async def _steps(self, model: str, call: GenerateRequest, new: NewChunk, sent: Sent) -> None:
+        """This loop runs once for every token."""
         pinned, stream = await self._inference.generate(current_call().principal.project, model, call)
         _tell_version(pinned)
-        tally = Tally()
+        latest: dict[int, GenerateDelta] = {}
         part: pb.GenerateChunk | None = _head(new(), call.request_id, pinned)
         async with aclosing(stream):
             async for delta in stream:
-                tally.count(delta)
+                latest[delta.index] = delta
                 part = part or new()
                 add_delta(part, delta)
                 if not delta.more:
-                    yield part
+                    if (full := sent(part)) is not None:
+                        await full
                     part = None
         last = new()
-        last.usage.CopyFrom(tally.usage())
-        yield last
+        last.usage.CopyFrom(usage_of(latest.values()))
+        if (full := sent(last)) is not None:
+            await full
 
-    async def _steps_with_tools(
-        self, model: str, call: GenerateRequest, new: NewChunk
-    ) -> AsyncGenerator[pb.GenerateChunk, None]:
+    async def _steps_with_tools(self, model: str, call: GenerateRequest, new: NewChunk, sent: Sent) -> None:
         """OpenAI's own events: which text begins a tool call only the model's parser knows."""
         options = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
         body = call.body() | {"model": model} | options
@@ -133,7 +131,8 @@ class InferenceRpc(InferenceServicer):
                 part = _head(new(), call.request_id, answer.pinned) if first else new()
                 first = False
                 add_event(part, event)
-                yield part
+                if (full := sent(part)) is not None:
+                    await full
 
 
 def _head(part: pb.GenerateChunk, request_id: str, pinned: Pinned) -> pb.GenerateChunk:

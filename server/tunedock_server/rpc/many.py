@@ -9,8 +9,7 @@ make it grow, and vLLM then joins their tokens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from tunedock_api.errors import BadInput, DeadlineExceeded, TuneDockError
 from tunedock_api.v1 import inference_pb2 as pb
@@ -19,9 +18,12 @@ from ..http.errors import translate
 from .guard import Call, current_call, logged, now_current
 from .status import status_of
 
+Full = Awaitable[None] | None
 Answering = Callable[
-    [pb.ChatRequest | pb.CompleteRequest, Callable[[], pb.GenerateChunk]], AsyncGenerator[pb.GenerateChunk, None]
+    [pb.ChatRequest | pb.CompleteRequest, Callable[[], pb.GenerateChunk], Callable[[pb.GenerateChunk], Full]],
+    Awaitable[None],
 ]
+Write = Callable[[pb.StreamManyResponse], Awaitable[None]]
 MOST_PARTS = 1024  # in a message that waits to be written
 
 
@@ -30,6 +32,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._message = pb.StreamManyResponse()
+        self._num_parts = 0
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
         self._failure: BaseException | None = None
@@ -37,18 +40,19 @@ class Outbox:
 
     def part(self, stream: int) -> pb.StreamPart:
         """A new part of the message, to be filled before the caller's next await."""
-        self._filled.set()
+        if not self._num_parts:
+            self._filled.set()
+        self._num_parts += 1
         part = self._message.parts.add()
         part.stream = stream
         return part
 
-    @property
-    def full(self) -> bool:
-        return len(self._message.parts) >= MOST_PARTS
+    def full(self) -> Full:
+        """None, or what to await before the message may grow."""
+        return None if self._num_parts < MOST_PARTS else self._room()
 
-    async def room(self) -> None:
-        """Returns when the message may grow."""
-        while self.full:
+    async def _room(self) -> None:
+        while self._num_parts >= MOST_PARTS:
             self._taken.clear()
             await self._taken.wait()
 
@@ -60,16 +64,15 @@ class Outbox:
     async def take(self) -> pb.StreamManyResponse | None:
         """All that is there; None at the end."""
         await self._filled.wait()
-        self._filled.clear()
+        if not self._num_parts:
+            if self._failure is not None:
+                raise self._failure
+            return None
+        message, self._message, self._num_parts = self._message, pb.StreamManyResponse(), 0
         self._taken.set()
-        message, self._message = self._message, pb.StreamManyResponse()
-        if message.parts:
-            if self._over:
-                self._filled.set()
-            return message
-        if self._failure is not None:
-            raise self._failure
-        return None
+        if not self._over:
+            self._filled.clear()
+        return message
 
 
 class ManyStreams:
@@ -88,12 +91,12 @@ class ManyStreams:
         if self._reading is not None:
             self._reading.cancel()
 
-    async def run(self, requests: AsyncIterator[pb.StreamManyRequest]) -> AsyncGenerator[pb.StreamManyResponse, None]:
-        """Messages until the requests have ended and every stream with them; closing it ends all streams."""
+    async def run(self, requests: AsyncIterator[pb.StreamManyRequest], write: Write) -> None:
+        """Writes until the requests have ended and every stream with them; cancelling it ends all streams."""
         reading = self._reading = asyncio.create_task(self._read(requests))
         try:
             while (message := await self._outbox.take()) is not None:
-                yield message
+                await write(message)
         finally:
             tasks = [reading, *self._running.values()]
             for task in tasks:
@@ -104,7 +107,8 @@ class ManyStreams:
         try:
             async for request in requests:
                 self._take(request)
-                await self._outbox.room()  # whoever does not read the answers may not ask on
+                if (full := self._outbox.full()) is not None:  # whoever does not read the answers may not ask on
+                    await full
         except asyncio.CancelledError:  # `finish`, or the end of the call, which cancels the streams as well
             pass
         except Exception as error:  # this task's edge: the call ends with it
@@ -146,10 +150,8 @@ class ManyStreams:
         if action is None:
             raise BadInput("Say what to do: 'chat', 'complete' or 'cancel'.", param="action")
         asked = request.chat if action == "chat" else request.complete
-        async with aclosing(self._answer(asked, lambda: self._outbox.part(request.stream).chunk)) as chunks:
-            async for _ in chunks:
-                if self._outbox.full:
-                    await self._outbox.room()
+        outbox, stream = self._outbox, request.stream
+        await self._answer(asked, lambda: outbox.part(stream).chunk, lambda _: outbox.full())
 
     def _end(self, call: Call, stream: int, error: TuneDockError | None = None) -> None:
         end = self._outbox.part(stream).end
