@@ -2,9 +2,13 @@
 
     python -m benchmarks.gateway [--quick] [--json FILE]
 
-Closed loop: `STREAMS` callers, each asks again as soon as its answer is whole. Needs the default model and two idle
-cores; about 4 minutes with `--quick`, 12 minutes without. The load generator runs beside the server on the same cores,
-so that the engine alone, which needs none, is the bound that nobody reaches.
+Closed loop: 32 callers (and, beside them, 8), each asks again as soon as its answer is whole. The engine alone, REST and both
+ways of gRPC are asked in turn, round after round, on one running engine, so that their ratios do not depend on how fast the machine is just
+then; the engine alone is asked from inside the server process. The callers of the gateways share the cores with the engine.
+
+CPU per token is that of the server without its engine process. What a gateway adds is that less what the same process
+needs with the engine alone (vLLM's own client of the engine, detokenizing). Needs the default model and two idle cores; about
+2 minutes with `--quick`, 6 minutes without.
 """
 
 from __future__ import annotations
@@ -12,238 +16,210 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
-import time
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
-import psutil
 from rich.console import Console
-from tunedock_api.v1 import inference_pb2 as pb
-from tunedock_api.v1.inference_pb2_grpc import InferenceStub
-from tunedock_registry.models import DEFAULT_MODEL
+from tunedock_server.run import run_loop
 
-from .figures import Figure, Report, percentile
-from .load import Client
-from .servers import ENVIRONMENT, StockFlags, model_path, ours, stock
+from examples.serving import free_port
 
-STREAMS, MAX_TOKENS, WARM_UP_S = 8, 64, 3.0
-QUESTION = "Write down the numbers from one to a hundred, one after the other, in words."
-REST_GOAL, GRPC_GOAL, CPU_GOAL = 0.95, 0.97, 0.5
+from .figures import Figure, Report, bootstrap, percentile
+from .gateway_callers import Ask, CallEach, CallForAll, RestCaller
+from .gateway_load import Round, run_load
+from .servers import ENVIRONMENT, StockFlags, stock
+
+LOADS = {32: 2, 8: 4}
+"""Callers at once -> answers that each gets in a round. 32 as in the other serving benchmarks, 8 for a small machine."""
+ENGINE, REST, CALLS, MANY, STOCK = "engine alone", "REST", "gRPC, a call an answer", "gRPC, StreamMany", "stock REST"
+GOALS = {REST: 0.95, CALLS: None, MANY: 0.97}
+CPU_GOAL = 0.5
 console = Console(stderr=True)
 
-
-@dataclass(frozen=True)
-class Streamed:
-    """One answer: seconds to its first tokens, seconds between steps, and how many tokens it had."""
-
-    first_s: float
-    gaps_s: tuple[float, ...]
-    num_tokens: int
-
-
-Ask = Callable[[], Awaitable[Streamed]]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One gateway under load. `cpu_us_per_token` is of everything in front of the engine process."""
-
-    tokens_per_s: float
-    ttft_ms: float
-    itl_p99_ms: float
-    cpu_us_per_token: float
-    num_answers: int
-
-
-async def under_load(ask: Ask, seconds: float, cpu_s: Callable[[], float]) -> Measured:
-    """Warms up, then measures whole answers for about `seconds`."""
-    await _load(ask, WARM_UP_S)
-    cpu_before, began = cpu_s(), time.perf_counter()
-    answers = await _load(ask, seconds)
-    wall_s, spent_s = time.perf_counter() - began, cpu_s() - cpu_before
-    tokens = sum(answer.num_tokens for answer in answers)
-    return Measured(
-        tokens_per_s=tokens / wall_s,
-        ttft_ms=1000 * statistics.median(answer.first_s for answer in answers),
-        itl_p99_ms=1000 * percentile([gap for answer in answers for gap in answer.gaps_s], 0.99),
-        cpu_us_per_token=1e6 * spent_s / tokens,
-        num_answers=len(answers),
-    )
-
-
-async def _load(ask: Ask, seconds: float) -> list[Streamed]:
-    deadline = time.perf_counter() + seconds
-    answers: list[Streamed] = []
-
-    async def caller() -> None:
-        while time.perf_counter() < deadline:
-            answers.append(await ask())
-
-    await asyncio.gather(*(caller() for _ in range(STREAMS)))
-    return answers
-
-
-async def timed(parts: AsyncIterator[int]) -> Streamed:
-    """`parts` yields how many tokens came together."""
-    began, times, tokens = time.perf_counter(), [], 0
-    async for count in parts:
-        times.append(time.perf_counter())
-        tokens += count
-    gaps = tuple(later - earlier for earlier, later in pairwise(times))
-    return Streamed(times[0] - began, gaps, tokens)
-
-
-def rest_asker(client: Client) -> Ask:
-    """Streams over SSE; one event is one token."""
-
-    async def ask() -> Streamed:
-        messages = [{"role": "user", "content": QUESTION}]
-        answer = await client.stream(DEFAULT_MODEL, messages, MAX_TOKENS, ignore_eos=True)
-        if answer.error:
-            raise RuntimeError(answer.error)
-        return Streamed(answer.first_token_s, tuple(answer.gaps_s), MAX_TOKENS)
-
-    return ask
+Run = Callable[[int, int], Awaitable[Round]]
+"""Runs one load: so many callers, so many answers to each."""
+Found = dict[str, list[Round]]
 
 
 @asynccontextmanager
-async def grpc_asker(target: str) -> AsyncIterator[Ask]:
-    request = pb.ChatRequest(
-        model=DEFAULT_MODEL,
-        messages=[pb.Message(role="user", content=QUESTION)],
-        sampling=pb.Sampling(max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True),
-    )
-    async with grpc.aio.insecure_channel(target) as channel:
-        stub = InferenceStub(channel)
-
-        async def parts() -> AsyncIterator[int]:
-            async for part in stub.StreamChat(request):
-                if part.choices:
-                    yield len(part.choices[0].token_ids)
-
-        async def ask() -> Streamed:
-            return await timed(parts())
-
-        yield ask
+async def hosted() -> AsyncIterator[tuple[asyncio.subprocess.Process, int, int]]:
+    """Our server in a process that also takes loads on its engine: the process, REST's port, gRPC's."""
+    port, grpc_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="gateway-bench-", ignore_cleanup_errors=True) as home:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.gateway_host", home, str(port), str(grpc_port),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26, env={**os.environ, **ENVIRONMENT},
+        )  # fmt: skip
+        try:
+            await _told(child)
+            yield child, port, grpc_port
+        finally:
+            if child.stdin is not None:
+                child.stdin.close()
+            await child.wait()
 
 
-def front_cpu_s(pid: int) -> Callable[[], float]:
-    """CPU seconds of a server's processes, without the engine's and its workers'."""
-
-    def front(process: psutil.Process) -> bool:
-        return not any(word in " ".join([process.name(), *process.cmdline()]) for word in ("Engine", "Worker"))
-
-    def spent() -> float:
-        root = psutil.Process(pid)
-        times = [process.cpu_times() for process in [root, *root.children(recursive=True)] if front(process)]
-        return float(sum(one.user + one.system for one in times))
-
-    return spent
+async def _told(child: asyncio.subprocess.Process) -> Any:
+    """The next line of the child that is JSON; libraries print lines of their own."""
+    assert child.stdout is not None
+    while line := await child.stdout.readline():
+        if line.startswith(b"{"):
+            return json.loads(line)
+    raise RuntimeError(f"the server ended with status {await child.wait()}")
 
 
-async def in_process(seconds: float) -> Measured:
-    """The engine alone, in a process of its own: no gateway, no load generator."""
-    command = [sys.executable, "-m", "benchmarks.gateway", "--engine-only", str(seconds)]
-    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    out, _ = await child.communicate()
-    if child.returncode:
-        raise RuntimeError(f"the engine alone ended with status {child.returncode}")
-    return Measured(**json.loads(out.splitlines()[-1]))
+def inside(child: asyncio.subprocess.Process) -> Run:
+    async def run(num_callers: int, answers: int) -> Round:
+        assert child.stdin is not None
+        child.stdin.write(f"{num_callers} {answers}\n".encode())
+        return Round(**await _told(child))
+
+    return run
 
 
-async def engine_only(seconds: float) -> Measured:
-    from tunedock_server.pool import EngineSettings, GenerateRequest, Pinned, Sampling, create_engine
-
-    engine = create_engine(
-        EngineSettings(
-            model_path=model_path(),
-            model_id=DEFAULT_MODEL,
-            max_loras=int(ENVIRONMENT["TUNEDOCK_MAX_LORAS"]),
-            max_cpu_loras=int(ENVIRONMENT["TUNEDOCK_MAX_CPU_LORAS"]),
-            max_lora_rank=16,
-            max_model_len=int(ENVIRONMENT["TUNEDOCK_MAX_MODEL_LEN"]),
-            kv_cache_bytes=int(ENVIRONMENT["TUNEDOCK_KV_CACHE_BYTES"]),
-        )
-    )
-    await engine.start()
-    sampling = Sampling(max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True)
-    count = 0
-
-    async def parts() -> AsyncIterator[int]:
-        nonlocal count
-        count += 1
-        messages = [{"role": "user", "content": QUESTION}]
-        request = GenerateRequest(f"bench-{count}", messages=messages, sampling=sampling)
-        async for delta in engine.generate(request, Pinned(DEFAULT_MODEL)):
-            yield len(delta.token_ids)
-
-    async def ask() -> Streamed:
-        return await timed(parts())
-
-    try:
-        return await under_load(ask, seconds, time.process_time)
-    finally:
-        await engine.stop()
+def outside(asks: Sequence[Ask], pid: int) -> Run:
+    """The first of `asks` are the callers."""
+    return lambda num_callers, answers: run_load(asks[:num_callers], answers, pid)
 
 
-async def measure(seconds: float) -> dict[str, Measured]:
-    """Every gateway, one server at a time; REST and gRPC on the same server."""
-    found: dict[str, Measured] = {}
+def over_rest(base_url: str, pid: int) -> Run:
+    return outside([RestCaller(base_url).ask for _ in range(max(LOADS))], pid)
 
-    def note(name: str, measured: Measured) -> None:
-        found[name] = measured
-        console.print(f"{name}: {measured.tokens_per_s:.0f} tok/s, {measured.cpu_us_per_token:.0f} us of CPU per token")
 
-    note("engine", await in_process(seconds))
-    async with ours() as server:
-        cpu_s = front_cpu_s(server.process.pid)
-        note("REST", await under_load(rest_asker(server.client), seconds, cpu_s))
-        async with grpc_asker(f"127.0.0.1:{server.process.grpc_port}") as ask:
-            note("gRPC", await under_load(ask, seconds, cpu_s))
+async def measure(rounds: int) -> dict[int, Found]:
+    """Every gateway's rounds under each load. Raises RuntimeError when answers differ."""
+    async with AsyncExitStack() as stack:
+        child, port, grpc_port = await stack.enter_async_context(hosted())
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}"))
+        many = CallForAll(channel)
+        stack.push_async_callback(many.close)
+        arms = {
+            ENGINE: inside(child),
+            REST: over_rest(f"http://127.0.0.1:{port}/v1", child.pid),
+            CALLS: outside([CallEach(channel).ask] * max(LOADS), child.pid),
+            MANY: outside([many.ask] * max(LOADS), child.pid),
+        }
+        found = {load: await _in_turn(arms, load, rounds) for load in LOADS}
     async with stock(StockFlags(tuned=True)) as baseline:
-        cpu_s = front_cpu_s(baseline.process.pid)
-        note("stock", await under_load(rest_asker(baseline.client), seconds, cpu_s))
+        arms = {STOCK: over_rest(baseline.client.base_url, baseline.process.pid)}
+        for load in LOADS:
+            found[load] |= await _in_turn(arms, load, 2)
+            same_answers(found[load])
     return found
 
 
-def figures(found: dict[str, Measured]) -> list[Figure]:
-    engine, rows = found["engine"], []
-    for name, one in found.items():
-        base = asdict(found["stock"]) if name in ("REST", "gRPC") else {}
-        rows += [
-            Figure(f"{name}: throughput", one.tokens_per_s, "tok/s", baseline=base.get("tokens_per_s"),
-                   num_samples=one.num_answers),
-            Figure(f"{name}: TTFT median", one.ttft_ms, "ms", baseline=base.get("ttft_ms")),
-            Figure(f"{name}: ITL p99", one.itl_p99_ms, "ms", baseline=base.get("itl_p99_ms")),
-            Figure(f"{name}: CPU per token", one.cpu_us_per_token, "us", baseline=base.get("cpu_us_per_token")),
-        ]  # fmt: skip
-    rest, over_grpc = (found[name].tokens_per_s / engine.tokens_per_s for name in ("REST", "gRPC"))
-    cpu = found["gRPC"].cpu_us_per_token / found["REST"].cpu_us_per_token
+async def _in_turn(arms: dict[str, Run], load: int, rounds: int) -> Found:
+    """Forwards and backwards in turn, after one short round that is not counted."""
+    found: Found = {name: [] for name in arms}
+    for run in arms.values():
+        await run(load, 1)
+    for number in range(rounds):
+        for name in list(arms)[:: -1 if number % 2 else 1]:
+            found[name].append(one := await arms[name](load, LOADS[load]))
+            costs = f"{one.front_us_per_token:.0f} us of CPU per token, callers {one.caller_us_per_token:.0f}"
+            console.print(f"{load} callers, {name}: {one.tokens_per_s:.0f} tok/s, {costs}")
+    return found
+
+
+def _usual_text(rounds: Sequence[Round]) -> str:
+    """Greedy and one prompt: every answer is the same, but where a batch of another shape rounds otherwise (bf16)."""
+    return statistics.mode(text for one in rounds for text in one.texts)
+
+
+def same_answers(found: Found) -> None:
+    """Raises RuntimeError when one gateway usually answers something else than the others."""
+    texts = {name: _usual_text(rounds) for name, rounds in found.items()}
+    if len(set(texts.values())) != 1:
+        raise RuntimeError(f"the gateways answer differently: {texts}")
+
+
+def _alike(name: str, found: Found) -> Figure:
+    texts, usual = [text for one in found[name] for text in one.texts], _usual_text(found[ENGINE])
+    share = sum(text == usual for text in texts) / len(texts)
+    return Figure(f"{name}: answers with the engine's own text", share, "x", num_samples=len(texts))
+
+
+def figures(found: Found, load: int) -> list[Figure]:
+    """Medians over the rounds; ratios and added costs are taken within a round."""
+    rows = [row for name in found for row in _of_one(name, found)]
+    added = {name: _added(found, name) for name in (REST, CALLS, MANY)}
+    rows += [*added.values(), *(_alike(name, found) for name in found)]
+    rows += [_at_least(f"{name} / {ENGINE}", _ratios(found, name), goal) for name, goal in GOALS.items()]
+    for name in (CALLS, MANY):
+        cpu = added[name].value / added[REST].value
+        goal = (f"<= {CPU_GOAL}", cpu <= CPU_GOAL) if name == MANY else ("", None)
+        rows.append(Figure(f"{name} / {REST}: added CPU", cpu, "x", *goal))
+    return [replace(row, name=f"{load} callers, {row.name}") for row in rows]
+
+
+def _of_one(name: str, found: Found) -> list[Figure]:
+    rounds = found[name]
+    base: Any = _raw(found[STOCK]) if name in (REST, CALLS, MANY) else (None,) * 5
+    units = (
+        ("throughput", "tok/s"),
+        ("TTFT median", "ms"),
+        ("ITL p99", "ms"),
+        ("CPU per token", "us"),
+        ("callers' CPU", "us"),
+    )
+    num = sum(len(one.texts) for one in rounds)
     return [
-        *rows,
-        Figure("REST / engine alone", rest, "x", f">= {REST_GOAL}", rest >= REST_GOAL),
-        Figure("gRPC / engine alone", over_grpc, "x", f">= {GRPC_GOAL}", over_grpc >= GRPC_GOAL),
-        Figure("gRPC / REST, CPU per token", cpu, "x", f"<= {CPU_GOAL}", cpu <= CPU_GOAL),
+        Figure(f"{name}: {what}", value, unit, baseline=stock_value, num_samples=num)
+        for (what, unit), value, stock_value in zip(units, _raw(rounds), base, strict=True)
     ]
+
+
+def _raw(rounds: Sequence[Round]) -> tuple[float, ...]:
+    """tok/s, ms to the first token, ms between tokens (p99), CPU us per token of the server and of its callers."""
+    return (
+        statistics.median(one.tokens_per_s for one in rounds),
+        1000 * statistics.median(first for one in rounds for first in one.first_s),
+        1000 * percentile([gap for one in rounds for gap in one.gaps_s], 0.99),
+        statistics.median(one.front_us_per_token for one in rounds),
+        statistics.median(one.caller_us_per_token for one in rounds),
+    )
+
+
+def _ratios(found: Found, name: str) -> list[float]:
+    pairs = zip(found[name], found[ENGINE], strict=True)
+    return [one.tokens_per_s / alone.tokens_per_s for one, alone in pairs]
+
+
+def _added(found: Found, name: str) -> Figure:
+    """CPU that the gateway adds to what the engine alone needs in the same process."""
+    pairs = zip(found[name], found[ENGINE], strict=True)
+    costs = [one.front_us_per_token - alone.front_us_per_token for one, alone in pairs]
+    return Figure(f"{name}: CPU added per token", statistics.median(costs), "us", interval=bootstrap(costs))
+
+
+def _at_least(name: str, ratios: Sequence[float], goal: float | None) -> Figure:
+    median, interval = statistics.median(ratios), bootstrap(ratios)
+    judged = ("", None) if goal is None else (f">= {goal}", median >= goal)
+    return Figure(name, median, "x", *judged, interval=interval, num_samples=len(ratios))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="15 s for each gateway instead of 60 s")
+    parser.add_argument("--quick", action="store_true", help="one round instead of 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--engine-only", type=float, metavar="S", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.engine_only is not None:
-        print(json.dumps(asdict(asyncio.run(engine_only(options.engine_only)))))
-        return 0
     report = Report("What a gateway costs")
-    report.add(*figures(asyncio.run(measure(15.0 if options.quick else 60.0))))
+    found: dict[int, Found] = {}
+
+    async def run() -> None:
+        found.update(await measure(1 if options.quick else 5))
+
+    run_loop(run())
+    for load, rounds in found.items():
+        report.add(*figures(rounds, load))
     report.show(Console(width=140))
     if options.json is not None:
         options.json.write_text(report.as_json() + "\n")
