@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -98,7 +99,11 @@ async def client(base_url: str) -> AsyncIterator[Client]:
 
 @dataclass
 class Streams:
-    """`num` callers that stream one answer after the other until told to stop."""
+    """`num` callers that stream one answer after the other until told to stop.
+
+    With `least_tokens` the answers have lengths from there to `max_tokens`, always the same ones. Equal lengths keep all
+    callers in step: every prompt is then computed while nobody streams, and no latency between tokens shows it.
+    """
 
     client: Client
     pick: Callable[[int], tuple[str, Sequence[dict[str, str]]]]
@@ -106,8 +111,10 @@ class Streams:
     max_tokens: int
     answers: list[Answer] = field(default_factory=list)
     body: dict[str, Any] = field(default_factory=dict)
+    least_tokens: int | None = None
     _count: int = 0
     _stopping: bool = False
+    _rng: random.Random = field(default_factory=lambda: random.Random(0))
 
     async def run_for(self, seconds: float) -> list[Answer]:
         """Streams for `seconds`, lets what runs finish, and returns every answer."""
@@ -122,7 +129,8 @@ class Streams:
         while not self._stopping:
             self._count += 1
             model, messages = self.pick(self._count)
-            self.answers.append(await self.client.stream(model, messages, self.max_tokens, **self.body))
+            num_tokens = self._rng.randint(self.least_tokens or self.max_tokens, self.max_tokens)
+            self.answers.append(await self.client.stream(model, messages, num_tokens, **self.body))
 
 
 def gaps_ms(answers: Sequence[Answer]) -> list[float]:

@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from ..pool import Scores
 
-WINDOW_TOKENS = 32
+WINDOW_TOKENS = 16
 Places = Sequence[tuple[int, Mapping[int, Any]]]
 
 
