@@ -75,6 +75,7 @@ class JobQueue:
         trained_tokens: int | None = None,
         estimated_finish: int | None = None,
         saved_step: int | None = None,
+        integrations: list[Any] | None = None,
     ) -> None:
         """Notes what is given. `saved_step`: training can resume from this step; reaching a new one makes the job's
         count of tries start again, so that only a job that gets nowhere runs out of them."""
@@ -82,6 +83,7 @@ class JobQueue:
             row = fenced(session, claim)
             row.hyperparameters = hyperparameters or row.hyperparameters
             row.method = method or row.method
+            row.integrations = integrations or row.integrations
             row.trained_tokens = row.trained_tokens if trained_tokens is None else trained_tokens
             row.estimated_finish = row.estimated_finish if estimated_finish is None else estimated_finish
             if saved_step is not None and saved_step > (row.saved_step or 0):

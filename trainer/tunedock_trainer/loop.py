@@ -20,6 +20,7 @@ from .run import Limits, Run
 from .sampler import Source
 from .sweep import best_of, variants
 from .together import Wanted
+from .trackers import check_trackers
 from .trainee import Trainee
 
 Steps = Generator[Wanted, Tally, None]
@@ -31,6 +32,7 @@ def train_job(registry: Registry, base: Base, claim: Claim, limits: Limits, stop
     with Reporter(registry.jobs, claim) as reporter:
         # 1. Settings and data, checked before the first step.
         job = prepare_job(registry, base, claim, limits.max_tokens)
+        check_trackers(job)
         reporter.progress(hyperparameters=job.hyperparameters, method=job.method.as_body(job.hyperparameters))
         # 2. One run, or one for each combination of a sweep. Each goes on where an earlier try left off.
         publisher, runs = Publisher(registry, base, job), []
@@ -38,7 +40,7 @@ def train_job(registry: Registry, base: Base, claim: Claim, limits: Limits, stop
             trainee = new_trainee(registry, base, variant)
             run = Run(registry, variant, trainee, with_references(trainee, variant), reporter, publisher, limits)
             # 3. Steps, with validation and checkpoints at the ends of epochs.
-            with run.board:
+            with run.trackers:
                 while not run.done:
                     tally = yield Wanted(trainee, trainee.next_batch())
                     reporter.check_claim()

@@ -1,4 +1,4 @@
-"""TensorBoard files while a run goes on, and one picture of it at its end."""
+"""One picture of a run, at its end."""
 
 from __future__ import annotations
 
@@ -7,39 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .history import Row
-
-_SCALARS = (
-    ("train/loss", "train_loss"),
-    ("train/accuracy", "train_accuracy"),
-    ("train/learning_rate", "learning_rate"),
-    ("train/grad_norm", "grad_norm"),
-    ("valid/loss", "valid_loss"),
-    ("valid/accuracy", "valid_mean_token_accuracy"),
-    ("valid/full_loss", "full_valid_loss"),
-    ("valid/full_accuracy", "full_valid_mean_token_accuracy"),
-)
-
-
-class RunBoard:
-    """Writes TensorBoard event files until the context is left; steps after `step` of an earlier try are hidden by TensorBoard itself."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-    def add(self, row: Row) -> None:
-        for tag, name in _SCALARS:
-            value = getattr(row, name)
-            if value is not None:
-                self._writer.add_scalar(tag, value, row.step)
-        self._writer.add_scalar("train/tokens_per_second", row.num_tokens / max(row.seconds, 1e-9), row.step)
-
-    def __enter__(self) -> RunBoard:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._writer.close()
 
 
 def write_plot(rows: Sequence[Row], path: Path) -> None:

@@ -56,23 +56,25 @@ def work(registry: Registry, load: Callable[[], Base], limits: Limits, stop: Sto
         claim = _claim(registry)
         if claim is not None:
             crew.join(claim)
-            _train(registry, crew)
+            _train(registry, crew, stop)
         elif once:
             return
         else:
             stop.wait(POLL_S)
 
 
-def _train(registry: Registry, crew: Crew) -> None:
-    """Until every member has ended; small jobs that wait may join."""
-    looked = time.monotonic()
+def _train(registry: Registry, crew: Crew, stop: Stop) -> None:
+    """Until every member has ended; small jobs that wait may join, one a round, until none is left. Who stops takes no new
+    one, and above all not the one that it has just let go of."""
+    looked = float("-inf")
     while len(crew):
         crew.round()
         if time.monotonic() - looked > POLL_S:
-            looked = time.monotonic()
-            claim = _claim(registry) if crew.has_room() else None
+            claim = _claim(registry) if not stop() and crew.has_room() else None
             if claim is not None:
                 crew.join(claim)
+            else:
+                looked = time.monotonic()
 
 
 def _claim(registry: Registry) -> Claim | None:

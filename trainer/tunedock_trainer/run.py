@@ -13,10 +13,11 @@ from .history import History, Row
 from .job import Job
 from .losses import Item, Tally
 from .pace import Pace
-from .plots import RunBoard, write_plot
+from .plots import write_plot
 from .publish import Publisher
 from .reporter import Reporter
 from .samples import show_samples
+from .trackers import trackers_of
 from .trainee import StepResult, Trainee
 
 MAX_SAMPLE = 8
@@ -69,7 +70,7 @@ class Run:
         saved = self._checkpoints.restore(trainee)
         self._best = Best(**saved.notes["best"], weights=saved.best) if saved else Best()
         self.history = History(job.folder / "metrics.jsonl", trainee.step)
-        self.board = RunBoard(job.folder / "tensorboard", trainee.step)
+        self.trackers = trackers_of(job, trainee.step, reporter)
         self._pace = Pace((job.num_runs - job.number) * trainee.total_steps - trainee.step)
         self._told = last_told(registry, job.record.id)
         self._saved_at = self._began = time.monotonic()
@@ -102,7 +103,7 @@ class Run:
         result = self.trainee.finish_step(tally)
         row = self._row(result, self._lap())
         self.history.add(row)
-        self.board.add(row)
+        self.trackers.add(row)
         self._tell(row)
         if row.full_valid_loss is not None:
             self._best.see(row.full_valid_loss, row.step, self.trainee.adapter.params, self._job.config.min_delta)
