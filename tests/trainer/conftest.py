@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tunedock_trainer.machine import sleep_at_barriers
+from tunedock_trainer.machine import spin_briefly
 
-sleep_at_barriers()
+spin_briefly()
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.training import config, facts, items, step, tiny_base, tiny_path, trainee
+from support.training import config, facts, items, step, tiny_base, tiny_path, tokens, trainee
 from transformers import AutoModelForCausalLM
 from tunedock_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Lineage
 from tunedock_registry.adapters.intake import ManifestParts, prepare
 from tunedock_trainer.adapter import Adapter
+from tunedock_trainer.base import load_base
 from tunedock_trainer.export import export_config, export_weights, read_weights, served_adapter
 from tunedock_trainer.losses import Item
 from tunedock_trainer.probe import make_probe
@@ -47,7 +48,7 @@ def test_the_exported_folder_says_the_same_in_peft(lora: LoraConfig, tmp_path: P
     write(one.adapter, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tiny_path(), dtype=torch.float32)
     loaded = PeftModel.from_pretrained(model, str(tmp_path))
-    rows = build_pass([items(1)[0].sequences[0]])
+    rows = build_pass([tokens(8, 1)])
     with torch.no_grad(), tiny_base().running(rows, [one.adapter]):
         ours = tiny_base().hidden(rows) @ tiny_base().head.weight_VD.T
     with torch.no_grad():
@@ -93,8 +94,6 @@ def test_the_probe_is_taken_with_the_numbers_in_the_file(tmp_path: Path) -> None
 
 
 def test_long_examples_are_probed_around_their_first_trained_token() -> None:
-    from support.training import tokens
-
     long = Item((tokens(900, 1, labels=100),))
     probe = make_probe(tiny_base(), trained(LoraConfig(rank=4, alpha=8)).adapter, [long])
     assert len(probe.examples[0].token_ids) == 356
@@ -107,6 +106,21 @@ def test_a_continued_adapter_starts_where_its_parent_ended(tmp_path: Path) -> No
     child = trainee(config(), items(8))
     child.adapter.load(read_weights(tmp_path / WEIGHTS_FILE), folded=True)
     assert torch.allclose(child.adapter.params, one.adapter.params, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", SHAPES, ids=["plain", "rslora", "patterns", "targets"])
+def test_on_a_bf16_base_a_continued_adapter_computes_with_its_parents_very_numbers(
+    lora: LoraConfig, tmp_path: Path
+) -> None:
+    base = load_base(tiny_path(), "tiny", max_rank=64, dtype=torch.bfloat16)
+    parent, child = (trainee(config(lora=lora), items(8), base) for _ in range(2))
+    for _ in range(3):
+        step(parent)
+    write(parent.adapter, tmp_path)
+    child.adapter.load(read_weights(tmp_path / WEIGHTS_FILE), folded=True)
+    assert torch.equal(child.adapter.compute, parent.adapter.compute)
+    assert child.evaluate(items(20)).loss == parent.evaluate(items(20)).loss
+    assert not torch.equal(child.adapter.params, parent.adapter.params)
 
 
 def test_an_adapter_of_another_shape_is_not_taken(tmp_path: Path) -> None:

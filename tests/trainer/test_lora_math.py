@@ -12,7 +12,7 @@ from support.training import busy_adapter, config, items, step, tiny_base, tiny_
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from tunedock_trainer.adapter import Adapter
-from tunedock_trainer.head import score
+from tunedock_trainer.head import Head, score
 from tunedock_trainer.linear import Active
 from tunedock_trainer.rows import Segment, build_pass
 from tunedock_trainer.settings import LoraConfig
@@ -86,7 +86,7 @@ def test_rows_of_different_adapters_share_a_pass() -> None:
 
 def test_without_segments_the_base_answers() -> None:
     base, adapter = tiny_base(), busy_adapter()
-    rows = build_pass([tokens(9, 1)])
+    rows = build_pass([tokens(8, 1)])
     with torch.no_grad():
         with base.running(rows):
             plain = base.scores(rows).logprobs_M
@@ -144,3 +144,25 @@ def test_an_adapter_over_all_rows_serves_generation() -> None:
     with torch.no_grad(), base.lora.use(Active([adapter], [Segment(0, 0, 1 << 40)])):
         ours = base.model(input_ids=ids, use_cache=False).logits
     assert torch.allclose(ours, peft_twin(adapter)(input_ids=ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (2.0, 3.0)])
+def test_scores_of_several_chunks_equal_a_full_softmax(scale: float, cap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(1 << 20, 3, generator=generator), None, scale, cap)
+    assert head.rows_per_chunk == 4
+    hidden = torch.randn(7, 3, generator=generator).requires_grad_()
+    labels, weights = torch.arange(7) * 1000, torch.arange(7.0)
+    # In float64: a million terms of float32 leave errors of their own.
+    logits = hidden.double() @ head.weight_VD.double().T * scale
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    expected = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    torch.autograd.backward((expected * weights).sum())
+    twin = hidden.detach().clone().requires_grad_()
+    scored = score(twin, labels, head)
+    torch.autograd.backward((scored.logprobs_M * weights).sum())
+    assert torch.allclose(scored.logprobs_M.double(), expected, atol=1e-4)
+    assert torch.equal(scored.top1_M, logits.argmax(-1))
+    assert hidden.grad is not None
+    assert twin.grad is not None
+    assert torch.allclose(twin.grad, hidden.grad, atol=1e-3, rtol=1e-3)

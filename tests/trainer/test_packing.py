@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support.training import busy_adapter, config, gradients, items, tiny_base, tokens, trainee
 from torch import Tensor
 from tunedock_trainer.base import Base
-from tunedock_trainer.rows import Tokens, build_pass
+from tunedock_trainer.rows import Segment, Tokens, build_pass
 
 LENGTHS = (5, 9, 9, 14, 31, 40, 7)
 
@@ -16,7 +17,7 @@ def hidden(base: Base, examples: list[Tokens], packing: bool) -> list[Tensor]:
     with torch.no_grad(), base.running(rows, [busy_adapter()]):
         flat = base.hidden(rows)
     if packing:
-        return list(torch.split(flat, list(rows.lengths)))
+        return list(torch.split(flat[-rows.num_tokens :], list(rows.lengths)))
     grid = flat.view(len(examples), -1, flat.shape[-1])
     return [row[: len(example)] for row, example in zip(grid, examples, strict=True)]
 
@@ -71,5 +72,17 @@ def test_loss_weights_scale_the_loss_of_their_tokens() -> None:
 
 def test_attention_grids_hold_examples_of_similar_length() -> None:
     rows = build_pass([tokens(length, 1) for length in sorted([20, 21, 22, 400, 410])])
-    assert [gather.num_rows for gather in rows.gathers] == [3, 2]
-    assert rows.gathers[-1].end == rows.num_tokens
+    # 873 tokens become 896: an example of 23 tokens that is nobody's stands with the short ones.
+    assert [gather.num_rows for gather in rows.gathers] == [4, 2]
+    assert rows.gathers[-1].end == rows.input_ids.shape[1] == 896
+    assert all(gather.length % 8 == 0 for gather in rows.gathers)
+
+
+@pytest.mark.parametrize("length", [8, 9, 100, 106, 860, 2048, 3001])
+def test_rows_have_few_sizes_at_the_cost_of_few_tokens(length: int) -> None:
+    rows = build_pass([tokens(length, 1)])
+    assert rows.num_tokens == length
+    size = rows.input_ids.shape[1]
+    assert size % 8 == 0
+    assert length <= size <= max(length + 7, 1.07 * length)
+    assert rows.segments == (Segment(0, 0, size),)

@@ -153,7 +153,8 @@ class Adapter:
             if a.shape != target_a.shape or b.shape != target_b.shape:
                 raise ValueError(f"module {name} has rank {a.shape[0]}, expected {module.rank}")
             target_a.copy_(a)
-            target_b.copy_(b / module.scaling if folded else b)
+            # In fp32: times the scaling it is, rounded, the very number again.
+            target_b.copy_(b.float() / module.scaling if folded else b)
         self.refresh()
 
     def _named(self) -> Iterable[tuple[str, ModuleLora]]:

@@ -20,6 +20,7 @@ from .adapter import Adapter
 from .grouping import find_groups
 from .head import Head, Scored, score
 from .linear import Active, LoraModel
+from .mlp import patch_mlps
 from .norms import patch_norms
 from .rows import Layout, Pass, Tokens, build_pass
 
@@ -94,6 +95,7 @@ def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype = 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME)
     model = model.to(device).eval().requires_grad_(False)
     patch_norms(model)
+    patch_mlps(model)
     facts = base_facts(path, model_id, max_rank)
     groups = _groups(model, facts, device)
     base = Base(

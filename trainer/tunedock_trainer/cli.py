@@ -28,10 +28,12 @@ def trainer(
     """Claim fine-tuning jobs, train them, publish their versions."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     machine.keep_memory_warm()
-    machine.sleep_at_barriers()
+    machine.spin_briefly()
     machine.be_nice(nice)
     # Heavy imports come after allocator and OpenMP are set up, and never for `--help`.
     import torch
+
+    machine.leave_out_unused(cuda=torch.cuda.is_available())
     from tunedock_registry.models import resolve_model
     from tunedock_registry.registry import Registry
 

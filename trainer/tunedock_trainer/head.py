@@ -1,7 +1,8 @@
 """Log-probabilities where a label is, and nowhere else.
 
 Shapes: M labelled positions, D hidden width, V vocabulary. The hidden states are gathered before the output layer, so
-logits exist for M positions instead of all tokens, in chunks, and their gradient never becomes a graph of its own.
+logits exist for M positions instead of all tokens, and for a chunk of those at a time: what backward needs of them is one
+[M, D] tensor, made while they are there. Whatever the loss does with a log-probability, ∂log p/∂h stays the same.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_LOGITS = 16 * 2**20
-"""Logits of one chunk; 64 MiB in fp32."""
+_CHUNK_LOGITS = 4 * 2**20
+"""Logits of one chunk; 16 MiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -52,47 +53,43 @@ def score(hidden_MD: Tensor, labels_M: Tensor, head: Head) -> Scored:
 
 
 class _LabelLogprobs(torch.autograd.Function):
-    """∂logp/∂logits = onehot(label) − softmax(logits). Backward computes the logits of a chunk again instead of keeping
-    M × V numbers, unless there is only one chunk."""
+    """∂logp/∂logits = onehot(label) − softmax(logits), times the output layer gives the kept ∂logp/∂h."""
 
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, labels_M: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-        rows = head.rows_per_chunk
-        parts = [_chunk(h, y, head) for h, y in zip(hidden_MD.split(rows), labels_M.split(rows), strict=True)]
-        kept = (parts[0][2], parts[0][3]) if len(parts) == 1 else ()
-        ctx.save_for_backward(hidden_MD, labels_M, *kept)
-        ctx.head = head
-        top1 = torch.cat([part[1] for part in parts]) if parts else labels_M.clone()
+        rows, wanted = head.rows_per_chunk, ctx.needs_input_grad[0]
+        parts = [_chunk(h, y, head, wanted) for h, y in zip(hidden_MD.split(rows), labels_M.split(rows), strict=True)]
+        logprobs, top1, slopes = (torch.cat(some) for some in zip(*parts, strict=True))
+        ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(top1)
-        return torch.cat([part[0] for part in parts]) if parts else hidden_MD.new_zeros(0, dtype=torch.float32), top1
+        return logprobs, top1
 
     @staticmethod
     def backward(ctx: Any, grad_M: Tensor, _top1: Tensor) -> tuple[Tensor, None, None]:
-        hidden, labels, *kept = ctx.saved_tensors
-        rows = ctx.head.rows_per_chunk
-        grads = [
-            _chunk_grad(h, y, g, ctx.head, kept)
-            for h, y, g in zip(hidden.split(rows), labels.split(rows), grad_M.split(rows), strict=True)
-        ]
-        return torch.cat(grads) if grads else torch.zeros_like(hidden), None, None
+        (slopes_MD,) = ctx.saved_tensors
+        return (slopes_MD * grad_M[:, None]).to(slopes_MD.dtype), None, None
 
 
-def _chunk(hidden: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log p = logit − logsumexp, where logsumexp = max logit − log p(top): exact in fp32, and softmax is needed anyway."""
+def _chunk(hidden: Tensor, labels: Tensor, head: Head, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """log p = logit − logsumexp, where logsumexp = max logit − log p(top): exact in fp32, and softmax is needed anyway.
+
+    The third is ∂logp/∂h, empty unless `wanted`.
+    """
     logits = head.logits(hidden)
     probs = torch.softmax(logits, dim=-1, dtype=torch.float32)
     top_p, top1 = probs.max(dim=-1)
     peak = logits.gather(1, top1[:, None])[:, 0].float()
     label = logits.gather(1, labels[:, None])[:, 0].float()
-    return label - peak + top_p.log(), top1, probs, logits
+    logprobs = label - peak + top_p.log()
+    return logprobs, top1, _slopes(probs, labels, logits, head) if wanted else hidden[:, :0]
 
 
-def _chunk_grad(hidden: Tensor, labels: Tensor, grad: Tensor, head: Head, kept: list[Tensor]) -> Tensor:
-    probs, logits = kept if kept else _chunk(hidden, labels, head)[2:]
-    delta = probs.mul_(-grad[:, None])
-    delta[torch.arange(len(labels), device=delta.device), labels] += grad
+def _slopes(probs: Tensor, labels: Tensor, logits: Tensor, head: Head) -> Tensor:
+    """∂logp/∂h [M, D]; takes `probs` for its own."""
+    delta = probs.neg_()
+    delta[torch.arange(len(labels), device=delta.device), labels] += 1
     if head.cap is not None:
         delta *= 1 - (logits.float() / head.cap) ** 2
     if head.scale != 1.0:
         delta *= head.scale
-    return delta.to(hidden.dtype) @ head.weight_VD
+    return delta.to(logits.dtype) @ head.weight_VD

@@ -7,7 +7,8 @@ Backward, with g_i = ∂L/∂y_i:
     u = [g_i B_i]       [N, G·R]
     ∂L/∂x = Σ g_i W_i + u A,   ∂L/∂A = uᵀ x,   ∂L/∂B_i = scaling · g_iᵀ h_i
 The gradients are added to the adapter's flat fp32 buffers. Autograd sees one node a group instead of twelve, and no bf16
-copies of fp32 weights are made in each pass. Rows of different adapters may share a pass: `Segment` says which is whose.
+copies of fp32 weights are made in each pass. Rows of different adapters may share a pass: `Segment` says which is whose,
+`stacks` how they are computed together.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter, Views
+from .adapter import Adapter
+from .recompute import recipe_of
 from .rows import Segment
+from .stacks import Masks, Stack, stacks_of
 
 
 @dataclass
@@ -35,6 +39,14 @@ class Active:
     segments: Sequence[Segment] = ()
     dropout: float = 0.0
     generator: torch.Generator | None = None
+    _stacks: dict[tuple[str, ...], list[Stack]] = field(default_factory=dict)
+    _masks: Masks = field(default_factory=dict)
+
+    def stacks(self, names: tuple[str, ...]) -> list[Stack]:
+        """Those of the group `names`, made once."""
+        if names not in self._stacks:
+            self._stacks[names] = stacks_of(names, self.adapters, self.segments, self._masks)
+        return self._stacks[names]
 
 
 @dataclass
@@ -43,7 +55,7 @@ class _Group:
 
     names: tuple[str, ...]
     linears: tuple[nn.Linear, ...]
-    active: Active
+    model: LoraModel
     anchor: Tensor
     source: Tensor | None = None
     waiting: dict[int, Tensor] = field(default_factory=dict)
@@ -51,7 +63,7 @@ class _Group:
     def output(self, number: int, x: Tensor) -> Tensor:
         """The output of module `number` for `x`; the first module to ask has all of them computed."""
         if self.source is not x or number not in self.waiting:
-            outputs = _GroupedLora.apply(self.anchor, x, self, _dropped(x, self.active))
+            outputs = _GroupedLora.apply(self.anchor, x, self, _dropped(x, self.model.active))
             self.source, self.waiting = x, dict(enumerate(outputs))
         result = self.waiting.pop(number)
         if not self.waiting:
@@ -65,25 +77,21 @@ class LoraModel:
     def __init__(self, model: nn.Module, groups: Sequence[tuple[str, ...]]) -> None:
         self.active = Active()
         device = next(model.parameters()).device
-        self._anchor = torch.zeros((), device=device, requires_grad=True)
+        anchor = torch.zeros((), device=device, requires_grad=True)
         for names in groups:
             linears = tuple(_linear(model, name) for name in names)
-            group = _Group(tuple(names), linears, self.active, self._anchor)
+            group = _Group(tuple(names), linears, self, anchor)
             for number, linear in enumerate(linears):
                 linear.forward = _forward(group, number)  # type: ignore[method-assign,assignment]
 
     @contextmanager
     def use(self, active: Active) -> Iterator[None]:
         """Within this context, forward and backward, `active` applies; afterwards the plain base."""
-        self._set(active)
+        self.active = active
         try:
             yield
         finally:
-            self._set(Active())
-
-    def _set(self, active: Active) -> None:
-        self.active.adapters, self.active.segments = active.adapters, active.segments
-        self.active.dropout, self.active.generator = active.dropout, active.generator
+            self.active = Active()
 
 
 def _forward(group: _Group, number: int) -> Callable[[Tensor], Tensor]:
@@ -113,33 +121,36 @@ class _GroupedLora(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         outputs = [nn.functional.linear(flat, linear.weight, linear.bias) for linear in group.linears]
         dropped = flat if factors is None else flat * factors.reshape(flat.shape)
-        pieces, parts = [], []
-        for segment in group.active.segments:
-            views = group.active.adapters[segment.adapter].views.get(group.names)
-            if views is None:
-                continue
-            h = dropped[segment.start : segment.end] @ views.a.T
-            for member, b, (begin, end) in zip(views.members, views.b, views.spans, strict=True):
-                outputs[member][segment.start : segment.end].addmm_(h[:, begin:end], b.T)
-            pieces.append((segment, views))
+        stacks, parts = group.model.active.stacks(group.names), []
+        for stack in stacks:
+            h = dropped[stack.start : stack.end] @ stack.a.T
+            if stack.mask is not None:
+                h *= stack.mask
+            for member, b, (begin, end) in zip(stack.members, stack.b, stack.spans, strict=True):
+                outputs[member][stack.start : stack.end].addmm_(h[:, begin:end], b.T)
             parts.append(h)
+        recipe = recipe_of(x)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(flat, dropped, factors, *parts)
-        ctx.group, ctx.pieces, ctx.shape = group, pieces, x.shape
+        ctx.save_for_backward(factors, *recipe.ingredients, *parts)
+        ctx.group, ctx.stacks, ctx.shape = group, stacks, x.shape
+        ctx.again, ctx.num_ingredients = recipe.function, len(recipe.ingredients)
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        flat, dropped, factors, *parts = ctx.saved_tensors
+        factors, *kept = ctx.saved_tensors
+        parts = kept[ctx.num_ingredients :]
+        flat = ctx.again(*kept[: ctx.num_ingredients]).reshape(-1, ctx.shape[-1])
+        dropped = flat if factors is None else flat * factors.reshape(flat.shape)
         rows = [None if grad is None else grad.reshape(flat.shape[0], -1) for grad in grads]
         x_grad = _base_grad(ctx.group, rows) if ctx.needs_input_grad[1] else None
-        for (segment, views), h in zip(ctx.pieces, parts, strict=True):
-            span = slice(segment.start, segment.end)
-            u = _lora_grads(views, h, dropped[span], [None if row is None else row[span] for row in rows])
+        for stack, h in zip(ctx.stacks, parts, strict=True):
+            span = slice(stack.start, stack.end)
+            u = _lora_grads(stack, h, dropped[span], [None if row is None else row[span] for row in rows])
             if x_grad is not None and factors is None:
-                x_grad[span].addmm_(u, views.a)
+                x_grad[span].addmm_(u, stack.a)
             elif x_grad is not None:
-                x_grad[span] += (u @ views.a) * factors.reshape(flat.shape)[span]
+                x_grad[span] += (u @ stack.a) * factors.reshape(flat.shape)[span]
         return None, None if x_grad is None else x_grad.view(ctx.shape), None, None
 
 
@@ -152,13 +163,19 @@ def _base_grad(group: _Group, rows: Sequence[Tensor | None]) -> Tensor | None:
     return total
 
 
-def _lora_grads(views: Views, h: Tensor, x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
-    """Adds ∂A and ∂B of one adapter to its buffers; returns u [n, G·R]."""
+def _lora_grads(stack: Stack, h: Tensor, x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
+    """Adds ∂A and ∂B to the buffers of the stack's adapters; returns u [n, C]."""
     u = torch.zeros_like(h)
-    for number, (member, (begin, end)) in enumerate(zip(views.members, views.spans, strict=True)):
+    for member, b, (begin, end), owners in zip(stack.members, stack.b, stack.spans, stack.owners, strict=True):
         grad = rows[member]
         if grad is not None:
-            u[:, begin:end].copy_(grad @ views.b[number])
-            views.b_grad[number].add_(grad.T @ h[:, begin:end], alpha=views.scaling[number])
-    views.a_grad.add_(u.T @ x)
+            u[:, begin:end].copy_(grad @ b)
+            b_grad = grad.T @ h[:, begin:end]
+            for owner in owners:
+                owner.b_grad.add_(b_grad[:, owner.begin - begin : owner.end - begin], alpha=owner.scaling)
+    if stack.mask is not None:
+        u *= stack.mask
+    a_grad = u.T @ x
+    for owner in chain.from_iterable(stack.owners):
+        owner.a_grad.add_(a_grad[owner.begin : owner.end])
     return u
