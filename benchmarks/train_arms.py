@@ -1,6 +1,6 @@
 """One arm of the training benchmark, in a process of its own: prints its figures as one line of JSON.
 
-python -m benchmarks.train_arms ours|trl-default|trl-tuned --steps 10
+python -m benchmarks.train_arms ours|trl-default|trl-tuned|trl-unpacked|together --steps 10
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def trainees(model: Path, count: int, batch_size: int, num_examples: int) -> lis
     from tunedock_trainer import machine
 
     machine.keep_memory_warm()
-    machine.sleep_at_barriers()
+    machine.spin_briefly()
+    machine.leave_out_unused(cuda=torch_has_cuda())
     from tunedock_trainer.base import load_base
     from tunedock_trainer.lora import adapted_modules
     from tunedock_trainer.losses import Item
@@ -82,6 +83,12 @@ def trainees(model: Path, count: int, batch_size: int, num_examples: int) -> lis
     ]
     modules = adapted_modules(lora, base.facts)
     return [Trainee(base, run, modules, Sampler([Source(items)], batch_size, run.seed)) for run in runs]
+
+
+def torch_has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def ours(model: Path, steps: int) -> Outcome:
@@ -120,8 +127,21 @@ def together(model: Path, steps: int) -> Shared:
     return Shared(apart[WARM_STEPS:], shared[WARM_STEPS:])
 
 
-def trl(model: Path, steps: int, *, tuned: bool) -> Outcome:
-    """SFTTrainer with its defaults, or with what its documentation offers: bf16 weights, packing, no recomputation."""
+# What each arm sets beside the batch. Its documentation offers packing; without it, short rows may be faster on a CPU.
+TRL: dict[str, dict[str, Any]] = {
+    "trl-default": {"per_device_train_batch_size": BATCH},
+    "trl-tuned": {
+        "per_device_train_batch_size": 1,
+        "packing": True,
+        "max_length": 1024,
+        "gradient_checkpointing": False,
+    },
+    "trl-unpacked": {"per_device_train_batch_size": BATCH, "gradient_checkpointing": False},
+}
+
+
+def trl(model: Path, steps: int, arm: str) -> Outcome:
+    """SFTTrainer with its defaults (a model by its name loads in float32), or tuned: bf16 weights, no recomputation."""
     import tempfile
 
     import torch
@@ -130,7 +150,8 @@ def trl(model: Path, steps: int, *, tuned: bool) -> Outcome:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    rows = examples(BATCH * (steps + WARM_STEPS) * (2 if tuned else 1), model)
+    chosen = TRL[arm]
+    rows = examples(BATCH * (steps + WARM_STEPS) * (2 if "packing" in chosen else 1), model)
     data = Dataset.from_dict(
         {
             "input_ids": [row["token_ids"] for row in rows],
@@ -139,19 +160,12 @@ def trl(model: Path, steps: int, *, tuned: bool) -> Outcome:
             ],
         }
     )
-    chosen: dict[str, Any] = {"per_device_train_batch_size": BATCH}
-    if tuned:
-        chosen = {
-            "per_device_train_batch_size": 1,
-            "packing": True,
-            "max_length": 1024,
-            "gradient_checkpointing": False,
-        }
     arguments = SFTConfig(
         output_dir=tempfile.mkdtemp(), max_steps=steps + WARM_STEPS, learning_rate=RATE, logging_steps=1, report_to="none",
         save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential", seed=SEED, use_cpu=not torch.cuda.is_available(),
         **chosen,
     )  # fmt: skip
+    tuned = arm != "trl-default"
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16) if tuned else str(model)
     clock = _step_clock()
     trainer = SFTTrainer(
@@ -166,8 +180,7 @@ def trl(model: Path, steps: int, *, tuned: bool) -> Outcome:
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     seen = [0, *(int(entry["num_tokens"]) for entry in logs)]
     tokens = [after - before for before, after in itertools.pairwise(seen)]
-    name = "trl-tuned" if tuned else "trl-default"
-    return Outcome(name, tokens[WARM_STEPS:], clock.seconds[WARM_STEPS:], float(logs[0]["loss"]), _peak())
+    return Outcome(arm, tokens[WARM_STEPS:], clock.seconds[WARM_STEPS:], float(logs[0]["loss"]), _peak())
 
 
 def _step_clock() -> Any:
@@ -194,7 +207,7 @@ def _peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arm", choices=("ours", "trl-default", "trl-tuned", "together"))
+    parser.add_argument("arm", choices=("ours", *TRL, "together"))
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
@@ -204,7 +217,7 @@ def main() -> None:
     elif options.arm == "together":
         outcome = together(options.model, options.steps)
     else:
-        outcome = trl(options.model, options.steps, tuned=options.arm == "trl-tuned")
+        outcome = trl(options.model, options.steps, options.arm)
     print(json.dumps(asdict(outcome)), file=sys.__stdout__)
 
 
