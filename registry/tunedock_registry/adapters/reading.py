@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 from tunedock_api.errors import BadInput, Conflict, NotFound
+from tunedock_api.manifest import MANIFEST_FILE, canonical_json
 
 from ..clock import Clock
 from ..db import Database
@@ -137,7 +139,7 @@ class Reading:
         return self._folders.path(digest)
 
     def open_file(self, version: VersionRecord, name: str) -> BinaryIO:
-        """One of the version's files, for download; the model card with what was measured since. Raises NotFound,
+        """One of the version's files, for download; card and manifest with what was measured since. Raises NotFound,
         Unavailable."""
         if name not in PUBLIC_FILES:
             raise NotFound(f"A version has no file {name[:80]!r}; it has {', '.join(PUBLIC_FILES)}.", param="file")
@@ -146,7 +148,11 @@ class Reading:
             stream = (folder / name).open("rb")
         # An imported version may claim anything there.
         report = version.metrics.get("evaluation") if version.job_id else None
-        return _measured_card(stream, report) if name == CARD_FILE and report else stream
+        measured = _MEASURED.get(name)
+        if report is None or measured is None:
+            return stream
+        with stream, typed_io():
+            return BytesIO(measured(stream.read(), report))
 
     def snapshot(self) -> Snapshot:
         """The state at this moment; the same object while nothing has changed. Cheap enough to call ten times a second."""
@@ -154,9 +160,17 @@ class Reading:
             return self._follower.snapshot(session)
 
 
-def _measured_card(stream: BinaryIO, report: Mapping[str, Any]) -> BinaryIO:
-    with stream, typed_io():
-        return BytesIO(stream.read() + evaluation_section(report).encode())
+def _card(raw: bytes, report: Mapping[str, Any]) -> bytes:
+    return raw + evaluation_section(report).encode()
+
+
+def _manifest(raw: bytes, report: Mapping[str, Any]) -> bytes:
+    """The digest stays: it is taken of the manifest's `identity`."""
+    manifest = json.loads(raw)
+    return canonical_json({**manifest, "metrics": {**manifest["metrics"], "evaluation": report}})
+
+
+_MEASURED = {CARD_FILE: _card, MANIFEST_FILE: _manifest}
 
 
 def _full(row: VersionRow, adapter: AdapterRow) -> VersionRecord:

@@ -109,7 +109,7 @@ def _declare_versions(routes: Routes, adapters: AdapterService) -> None:
     async def download_version(
         request: Request, name: str, version: str, file: str = "adapter_model.safetensors"
     ) -> Response:
-        """One file of the version: adapter_model.safetensors, adapter_config.json, manifest.json or README.md, the last
+        """One file of the version: adapter_model.safetensors, adapter_config.json, manifest.json or README.md, the last two
         with the evaluation as soon as there is one."""
         record, stream = await adapters.open_file(principal_of(request).project, name, version, file)
         size_bytes = stream.seek(0, os.SEEK_END)

@@ -11,11 +11,20 @@ import pytest
 from support.adapters import facts, imported_parts, make_prepared, prepare_folder, write_lora
 from support.shelf import Shelf
 from tunedock_api.errors import BadInput, Conflict, NotFound, Rejected, Unavailable
-from tunedock_api.manifest import Probe, ProbeExample
+from tunedock_api.manifest import Manifest, Probe, ProbeExample
 from tunedock_api.names import parse_ref
 from tunedock_registry.adapters.folders import is_intact
 from tunedock_registry.adapters.snapshot import Snapshot
 from tunedock_registry.records import Attempt, Claim, JobResult, JobSpec, Target, VersionRecord
+
+REPORT = {
+    "num_examples": 24,
+    "previous": None,
+    "base_metrics": {"loss": 2.0},
+    "new_metrics": {"loss": 1.5},
+    "vs_base": {"loss": {"mean": -0.5, "low": -0.75, "high": -0.25}},
+    "forgetting": {"general_loss_change": 0.0125, "num_texts": 6},
+}
 
 
 @pytest.fixture
@@ -54,6 +63,25 @@ def test_the_weights_are_the_authors_bytes(shelf: Shelf) -> None:
 def test_nothing_but_the_four_files_can_be_downloaded(shelf: Shelf, name: str) -> None:
     with pytest.raises(NotFound):
         shelf.registry.adapters.open_file(shelf.publish(), name)
+
+
+def test_card_and_manifest_are_handed_out_with_the_evaluation_of_a_job_s_version(shelf: Shelf) -> None:
+    adapters = shelf.registry.adapters
+    made = adapters.publish("default", "support", shelf.prepare(4), origin="trained", claim=_claim(shelf))
+    imported = shelf.publish(seed=4)
+    assert made.digest == imported.digest
+    for version in (made, imported):
+        adapters.add_metrics(version.id, {"evaluation": REPORT})
+    for name in ("README.md", "manifest.json"):
+        plain = (adapters.path(made) / name).read_bytes()
+        with adapters.open_file(adapters.by_id(made.id), name) as measured:
+            assert measured.read() != plain
+        with adapters.open_file(adapters.by_id(imported.id), name) as claimed:
+            assert claimed.read() == plain
+    with adapters.open_file(adapters.by_id(made.id), "manifest.json") as stream:
+        manifest = Manifest.model_validate_json(stream.read())
+    assert manifest.metrics["evaluation"] == REPORT
+    assert manifest.identity.digest() == made.digest
 
 
 def test_numbers_count_up_and_the_same_bytes_may_be_published_twice(shelf: Shelf) -> None:

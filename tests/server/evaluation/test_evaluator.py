@@ -15,6 +15,7 @@ from support.fake_pool import FakePool
 from support.fake_trainer import FakeTrainer
 from support.models import default_model_path
 from support.running import Running, eventually, running
+from tunedock_api.manifest import Manifest
 from tunedock_registry.data.formats import read_examples
 from tunedock_registry.data.split import held_out
 from tunedock_registry.models.tokenizer import load_renderer
@@ -104,10 +105,13 @@ async def test_the_job_hears_of_it_and_the_api_shows_it(lab: Lab) -> None:
     assert shown["metrics"]["evaluation"] == version.metrics["evaluation"]
 
 
-async def test_the_model_card_that_is_handed_out_holds_the_verdict(lab: Lab) -> None:
+async def test_card_and_manifest_that_are_handed_out_hold_the_verdict(lab: Lab) -> None:
     version = await lab.job(-1.0)
-    path = "/v1/adapters/support/versions/1/download?file=README.md"
-    card = (await lab.server.raw.get(path)).text
+    path = "/v1/adapters/support/versions/1/download?file="
+    manifest = Manifest.model_validate_json((await lab.server.raw.get(f"{path}manifest.json")).content)
+    assert manifest.metrics["evaluation"] == version.metrics["evaluation"]
+    assert manifest.identity.digest() == version.digest
+    card = (await lab.server.raw.get(f"{path}README.md")).text
     assert "| loss | 3 | 1 | -2 (-2 to -2) |" in card
     stored = (lab.server.server.registry.adapters.path(version) / "README.md").read_text()
     assert card.startswith(stored)
