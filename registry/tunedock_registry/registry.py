@@ -20,7 +20,7 @@ from .jobs import Jobs
 from .keys import Keys
 from .layout import Home
 from .migrate import migrate
-from .object_store import open_store
+from .object_store import ObjectStore, open_store
 from .permissions import Permissions
 from .staging import Staging
 from .tables.base import ChangeCounter
@@ -53,9 +53,10 @@ class Registry:
         store_url: str | None = None,
         clock: Clock | None = None,
         fs: DurableFS | None = None,
+        store: ObjectStore | None = None,
     ) -> Registry:
         """Creates what is missing and migrates the schema. None means TUNEDOCK_DATABASE_URL and TUNEDOCK_STORE_URL,
-        and without those SQLite and folders under `home`.
+        and without those SQLite and folders under `home`. `store` wins over a URL.
 
         Raises BadInput when the home cannot be written, a URL is not known or the schema is newer than this release;
         Unavailable when the database does not answer.
@@ -65,7 +66,7 @@ class Registry:
         db = open_database(home.db_path, database_url or os.environ.get("TUNEDOCK_DATABASE_URL"))
         migrate(db)
         url = store_url or os.environ.get("TUNEDOCK_STORE_URL")
-        store = open_store(url) if url else None
+        store = store or (open_store(url) if url else None)
         staging = Staging(fs, home.tmp)
         blobs = open_blobs(home, fs, staging, store)
         adapters = Adapters(db, open_folders(home, fs, clock, store), clock)

@@ -17,6 +17,7 @@ import pytest
 from support.faulty_fs import Crash
 from support.power_loss import World
 from support.registry import FakeTime, claimed_job, open_registry, spec
+from support.sizes import sized
 from tunedock_registry import job_writes
 from tunedock_registry.collector import GRACE_S
 from tunedock_registry.records import Attempt, Claim, JobResult
@@ -178,13 +179,13 @@ def test_a_crash_at_every_step_leaves_the_old_state_or_the_new_one(
         run.check(allowed, final, f"{name}, step {at} of {steps}, seed {seed}")
 
 
-@pytest.mark.campaign
+@pytest.mark.parametrize("cuts", sized(campaign=40, slow=200))
 @pytest.mark.parametrize("name", ACTIONS)
-def test_many_power_cuts(prepared: Prepared, home_root: Path, name: str) -> None:
+def test_many_power_cuts(prepared: Prepared, home_root: Path, name: str, cuts: int) -> None:
     run = Run(prepared, ACTIONS[name], home_root)
     steps, allowed, final = _rehearse(run)
     seed = random.SystemRandom().randrange(2**32)
-    for number in range(200):
+    for number in range(cuts):
         rng = random.Random(seed + number)
         at = rng.randint(1, steps)
         run.crash(at, rng)

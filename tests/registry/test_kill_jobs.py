@@ -13,6 +13,7 @@ from sqlalchemy import text
 from support.killing_jobs import STEPS, wake_up_late, work_for_ever, work_off
 from support.processes import CONTEXT
 from support.registry import FakeTime, open_registry, queued_job
+from support.sizes import sized
 from tunedock_registry.job_queue import MAX_ATTEMPTS
 from tunedock_registry.records import JobRecord
 from tunedock_registry.registry import Registry
@@ -104,9 +105,9 @@ def test_a_killed_worker_leaves_the_queue_whole_on_postgres(home_root: Path, dat
     _kill_often(home_root, database_url, KILLS["postgres"])
 
 
-@pytest.mark.campaign
-def test_a_worker_killed_very_often_leaves_the_queue_whole(home_root: Path) -> None:
-    _kill_often(home_root, None, 200)
+@pytest.mark.parametrize("kills", sized(campaign=80, slow=400))
+def test_a_worker_killed_very_often_leaves_the_queue_whole(home_root: Path, kills: int) -> None:
+    _kill_often(home_root, None, kills)
 
 
 def test_a_stopped_worker_that_wakes_up_can_write_nothing(registry: Registry, database_url: str | None) -> None:

@@ -9,12 +9,13 @@ from hypothesis.stateful import run_state_machine_as_test
 from support.databases import empty_database
 from support.queue_model import machine_on
 from support.registry import FakeTime, open_registry
+from support.sizes import sized
 from tunedock_registry.registry import Registry
 
 QUICK = settings(
     max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
-LONG = settings(QUICK, max_examples=200, stateful_step_count=60)
+LONG = settings(QUICK, stateful_step_count=60)
 
 Opened = Callable[[], tuple[Registry, Registry, FakeTime]]
 
@@ -43,6 +44,6 @@ def test_the_queue_behaves_as_its_model_in_any_order_of_calls(opened: Opened) ->
     run_state_machine_as_test(machine_on(opened), settings=QUICK)
 
 
-@pytest.mark.campaign
-def test_the_queue_behaves_as_its_model_in_very_many_orders(opened: Opened) -> None:
-    run_state_machine_as_test(machine_on(opened), settings=LONG)
+@pytest.mark.parametrize("examples", sized(campaign=40, slow=400))
+def test_the_queue_behaves_as_its_model_in_very_many_orders(opened: Opened, examples: int) -> None:
+    run_state_machine_as_test(machine_on(opened), settings=settings(LONG, max_examples=examples))

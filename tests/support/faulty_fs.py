@@ -24,7 +24,8 @@ class FaultyFS(DurableFS):
         self._at = at
         self._error = error
 
-    def _step(self, name: str, half: Callable[[], object] | None = None) -> None:
+    def step(self, name: str, half: Callable[[], object] | None = None) -> None:
+        """For whatever else counts as a step, too. `half` is what a failing call still does."""
         self.calls.append(name)
         if self._error is None and 0 < self._at < len(self.calls):
             raise Crash(name)
@@ -37,43 +38,43 @@ class FaultyFS(DurableFS):
         raise OSError(self._error, os.strerror(self._error))
 
     def make_dir(self, path: Path) -> None:
-        self._step("make_dir")
+        self.step("make_dir")
         super().make_dir(path)
 
     def create(self, path: Path) -> BinaryIO:
-        self._step("create")
+        self.step("create")
         return super().create(path)
 
     def write(self, file: BinaryIO, data: bytes) -> None:
-        self._step("write", half=lambda: file.write(data[: len(data) // 2]))
+        self.step("write", half=lambda: file.write(data[: len(data) // 2]))
         super().write(file, data)
 
     def sync_file(self, file: BinaryIO) -> None:
-        self._step("sync_file")
+        self.step("sync_file")
         super().sync_file(file)
 
     def sync_dir(self, path: Path) -> None:
-        self._step("sync_dir")
+        self.step("sync_dir")
         super().sync_dir(path)
 
     def link(self, source: Path, target: Path) -> None:
-        self._step("link")
+        self.step("link")
         super().link(source, target)
 
     def rename(self, source: Path, target: Path) -> None:
-        self._step("rename")
+        self.step("rename")
         super().rename(source, target)
 
     def unlink(self, path: Path) -> None:
-        self._step("unlink")
+        self.step("unlink")
         super().unlink(path)
 
     def remove_tree(self, path: Path) -> None:
-        self._step("remove_tree")
+        self.step("remove_tree")
         super().remove_tree(path)
 
     def chmod(self, path: Path, mode: int) -> None:
-        self._step("chmod")
+        self.step("chmod")
         super().chmod(path, mode)
 
 

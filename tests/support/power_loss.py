@@ -74,16 +74,16 @@ class World(FaultyFS):
         event.remove(Session, "after_commit", self._after_commit)
 
     def _before_statement(self, _connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        self._step(statement.split(maxsplit=1)[0])
+        self.step(statement.split(maxsplit=1)[0])
 
     def _before_commit(self, _connection: Any) -> None:
-        self._step("commit")
+        self.step("commit")
 
     def _after_commit(self, session: Session) -> None:
         """For this database's writer alone: the listener hears every session there is."""
         if self._db is None or session.get_bind() is not self._db.engines.writer:
             return
-        self._step("committed")
+        self.step("committed")
         if self._on_commit is not None:
             self._on_commit()
 
@@ -130,7 +130,7 @@ class World(FaultyFS):
         self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        self._step("remove")
+        self.step("remove")
         if path.exists():
             grave = self._graveyard / f"{len(self.calls)}-{path.name}"
             path.rename(grave)

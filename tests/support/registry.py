@@ -8,6 +8,7 @@ from pathlib import Path
 from tunedock_registry.clock import Clock
 from tunedock_registry.durable import DurableFS
 from tunedock_registry.layout import Home
+from tunedock_registry.object_store import ObjectStore
 from tunedock_registry.records import Claim, FileRecord, JobRecord, JobSpec
 from tunedock_registry.registry import Registry
 
@@ -31,9 +32,14 @@ class FakeTime:
 
 
 def open_registry(
-    root: Path, time: FakeTime | None = None, fs: DurableFS | None = None, database_url: str | None = None
+    root: Path,
+    time: FakeTime | None = None,
+    fs: DurableFS | None = None,
+    database_url: str | None = None,
+    store: ObjectStore | None = None,
 ) -> Registry:
-    return Registry.open(Home(root), database_url=database_url, clock=time.clock() if time else None, fs=fs)
+    clock = time.clock() if time else None
+    return Registry.open(Home(root), database_url=database_url, clock=clock, fs=fs, store=store)
 
 
 def add_file(registry: Registry, project: str = "default", content: bytes = b"{}\n") -> FileRecord:

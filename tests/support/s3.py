@@ -47,7 +47,9 @@ def running_s3() -> Iterator[S3]:
         filesystem = s3fs.S3FileSystem(
             key="test", secret="test", endpoint_url=environment["AWS_ENDPOINT_URL"], skip_instance_cache=True
         )
-        filesystem.mkdir("tunedock")
-        yield S3("s3://tunedock", environment)
+        # moto keeps its buckets for as long as the process lives.
+        bucket = f"tunedock-{uuid.uuid4().hex}"
+        filesystem.mkdir(bucket)
+        yield S3(f"s3://{bucket}", environment)
     finally:
         server.stop()
