@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from tunedock_api.errors import Conflict, Overloaded, Rejected, Unavailable
+from tunedock_api.errors import Conflict, Overloaded, Rejected, TuneDockError, Unavailable
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -69,23 +71,41 @@ class HostedAdapters:
 
     async def _stage(self, pinned: Pinned, digest: str, load: bool) -> None:
         lora = self._resident.get(digest)
-        if lora is None:
-            if pinned.path is None:
-                raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
-            await asyncio.to_thread(self._files.verify, pinned.path, digest, pinned.public)
+        if lora is not None:
+            state = await self._brought(lora, load)
+        elif pinned.path is None:
+            raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
+        else:
             lora = LoRARequest(lora_name=digest, lora_int_id=next(self._ids), lora_path=str(pinned.path))
-        call = self._llm.engine_core.call_utility_async(
-            "tunedock_bring", lora.lora_int_id, lora.lora_name, lora.lora_path, load
-        )
-        state = await rpc.wait(self._llm, call, timeout_s=self._settings.call_timeout_s)
-        if not state["done"]:
-            state = await self._staged(lora.lora_int_id)
+            state = await self._verified(pinned.path, pinned.public, lora, load)
         if "error" in state:
             message = f"{pinned.public} cannot be loaded: {state['error']}."
             raise Rejected(message) if state["kind"] == "rejected" else Unavailable(message, "adapter_unavailable")
         self._resident[digest] = lora
         if load:
             self._loaded.add(digest)
+
+    async def _verified(self, path: Path, public: str, lora: LoRARequest, load: bool) -> dict[str, Any]:
+        """Hashes the files while the engine reads them, on another core. No request can use them before both are done.
+
+        Raises Unavailable when they are not what was published; the engine forgets them then.
+        """
+        bringing = asyncio.create_task(self._brought(lora, load))
+        try:
+            await asyncio.to_thread(self._files.verify, path, lora.lora_name, public)
+        except Unavailable:
+            with suppress(TuneDockError):
+                await bringing
+                await self._call("tunedock_unload", lora.lora_int_id)
+            raise
+        return await bringing
+
+    async def _brought(self, lora: LoRARequest, load: bool) -> dict[str, Any]:
+        call = self._llm.engine_core.call_utility_async(
+            "tunedock_bring", lora.lora_int_id, lora.lora_name, lora.lora_path, load
+        )
+        state = await rpc.wait(self._llm, call, timeout_s=self._settings.call_timeout_s)
+        return dict(state) if state["done"] else await self._staged(lora.lora_int_id)
 
     async def _staged(self, lora_id: int) -> dict[str, Any]:
         """Where workers are processes of their own, which cannot answer by themselves."""
