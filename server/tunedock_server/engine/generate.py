@@ -12,7 +12,6 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -60,8 +59,8 @@ async def _render(
     return prompt, params
 
 
-def _deltas(output: RequestOutput, produced: dict[int, int]) -> Iterator[GenerateDelta]:
-    """One step's; `produced` counts the tokens of every answer so far."""
+def _deltas(output: Any, produced: dict[int, int]) -> Iterator[GenerateDelta]:
+    """Of one step (a RequestOutput); `produced` counts the tokens of every answer so far."""
     prompt_tokens = len(output.prompt_token_ids or ())
     last = output.outputs[-1]
     for part in output.outputs:

@@ -174,7 +174,7 @@ async def _written(answer: Any) -> AsyncIterator[AsyncIterator[Any]]:
 
 
 async def _nothing() -> AsyncIterator[Any]:
-    for part in ():
+    for part in list[Any]():
         yield part
 
 

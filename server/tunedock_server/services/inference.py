@@ -99,7 +99,8 @@ class Inference:
         fields = COMPLETION_FIELDS if request.messages is None else CHAT_FIELDS
 
         async def perform(_: dict[str, Any], pinned: Pinned, request_id: str) -> AsyncGenerator[GenerateDelta, None]:
-            return self._pool.generate(replace(request, request_id=request_id), pinned)
+            asked = request if request_id == request.request_id else replace(request, request_id=request_id)
+            return self._pool.generate(asked, pinned)
 
         body = request.body() | {"model": model}
         answer = await self._answer(project, clean(body, fields, self._caps), request.request_id, perform)
