@@ -73,7 +73,8 @@ async def measure(arms: dict[str, Arm], effort: Effort) -> Samples:
 
 async def _one_round(arm: Arm, traffic: Traffic, num_tokens: int) -> dict[str, float]:
     """Of stock with adapters only what a figure needs: its prefill with adapters takes half a minute."""
-    some, values = arm.adapters[:ADAPTERS], {}
+    some = arm.adapters[:ADAPTERS]
+    values: dict[str, float] = {}
     if arm.name in ("ours", "E"):
         values["decode base"] = await traffic.decode([DEFAULT_MODEL], num_tokens)
         values["prefill base"] = await traffic.prefill([DEFAULT_MODEL])

@@ -79,7 +79,7 @@ class PackedAdapter:
 
     @classmethod
     def zeros(cls, rank: int, layers: tuple[LayerSlots, ...]) -> PackedAdapter:
-        shapes = [(len(layer.widths), rank, layer.inner) for layer in layers]
+        shapes: list[tuple[int, ...]] = [(len(layer.widths), rank, layer.inner) for layer in layers]
         shapes += [(rank, layer.offsets[-1]) for layer in layers]
         memory = torch.zeros(sum(math.prod(shape) for shape in shapes), dtype=layers[0].a.dtype)
         parts = memory.split([math.prod(shape) for shape in shapes])
@@ -123,7 +123,8 @@ def _pieces(
     starts = {
         id(layer): (a.data_ptr(), b.data_ptr()) for layer, a, b in zip(packed.layers, packed.a, packed.b, strict=True)
     }
-    pieces, size = [], packed.memory.itemsize
+    pieces: list[kernel.Piece] = []
+    size = packed.memory.itemsize
     for name, item in weights.items():
         layer, index = places[name]
         (own, inner), outer = item.lora_a.shape, item.lora_b.shape[0]
