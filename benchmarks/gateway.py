@@ -202,8 +202,8 @@ def _added(found: Found, name: str) -> Figure:
 
 def _at_least(name: str, ratios: Sequence[float], goal: float | None) -> Figure:
     median, interval = statistics.median(ratios), bootstrap(ratios)
-    judged = ("", None) if goal is None else (f">= {goal}", median >= goal)
-    return Figure(name, median, "x", *judged, interval=interval, num_samples=len(ratios))
+    wanted, met = ("", None) if goal is None else (f">= {goal}", median >= goal)
+    return Figure(name, median, "x", wanted, met, interval=interval, num_samples=len(ratios))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

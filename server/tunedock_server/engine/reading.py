@@ -113,7 +113,8 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
             raise ValueError("it is no safetensors file")
         header = json.loads(stream.read(header_bytes))
         data = torch.empty(file_bytes - 8 - header_bytes, dtype=torch.uint8)
-        rest = memoryview(data.numpy())
+        buffer: Any = data.numpy()
+        rest = memoryview(buffer)
         while num := stream.readinto(rest):
             rest = rest[num:]
     return {name: _view(data, **entry) for name, entry in header.items() if name != "__metadata__"}

@@ -49,7 +49,7 @@ def apply_profile(body: dict[str, Any], profile: ServingProfile | None) -> dict[
     sampling = dict(profile.sampling)
     limits = [sampling.pop(name, None) for name in ("max_completion_tokens", "max_tokens")]
     limit = next((value for value in limits if value is not None), None)
-    defaults = {name: value for name, value in sampling.items() if name in RESPONSES}
+    defaults: dict[str, Any] = {name: value for name, value in sampling.items() if name in RESPONSES}
     defaults |= {"max_output_tokens": limit} if limit is not None else {}
     defaults |= {"stop": list(profile.stop)} if profile.stop else {}
     if profile.system_prompt is not None and not _instructs(body["input"]):

@@ -42,10 +42,8 @@ async def _prefill(llm: AsyncLLM, prompt: TokensPrompt, request_id: str, lora: L
     params = SamplingParams(
         max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False, skip_reading_prefix_cache=False
     )
-    final: Any = None
-    async for output in llm.generate(prompt, params, request_id, lora_request=lora):
-        final = output
-    return final  # type: ignore[no-any-return]
+    outputs = [output async for output in llm.generate(prompt, params, request_id, lora_request=lora)]
+    return outputs[-1]
 
 
 def _scores(places: Places) -> Scores:

@@ -75,9 +75,11 @@ async def test_a_stream_says_the_same_as_the_whole_response(bf16: EnginePool, ve
     found = await events(bf16, versions[0], ignore_eos=True)
     assert "".join(event.delta for event in found if event.type == "response.output_text.delta") == whole.output_text
     assert [event.sequence_number for event in found] == list(range(len(found)))
-    assert (found[0].type, found[-1].type) == ("response.created", "response.incomplete")
-    assert found[-1].response.model == versions[0].public
-    assert whole.status == found[-1].response.status == "incomplete"
+    first, last = found[0], found[-1]
+    assert first.type == "response.created"
+    assert last.type == "response.incomplete"
+    assert last.response.model == versions[0].public
+    assert whole.status == last.response.status == "incomplete"
     assert whole.incomplete_details is not None
     assert whole.incomplete_details.reason == "max_output_tokens"
 
