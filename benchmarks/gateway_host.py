@@ -23,8 +23,9 @@ from tunedock_registry.layout import Home
 from tunedock_registry.models import DEFAULT_MODEL
 from tunedock_registry.registry import Registry
 from tunedock_server.app import Server
+from tunedock_server.engine.start import create_engine
 from tunedock_server.listen import bind
-from tunedock_server.pool import EnginePool, GenerateRequest, Pinned, Sampling, create_engine
+from tunedock_server.pool import EnginePool, GenerateRequest, Pinned, Sampling
 from tunedock_server.run import Listeners, freeze_heap, run_loop
 from tunedock_server.settings import Settings
 

@@ -23,7 +23,8 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig
 from tunedock_registry.models.facts import BaseFacts, base_facts
-from tunedock_server.pool import EnginePool, EngineSettings, GenerateRequest, Pinned, Sampling, create_engine
+from tunedock_server.engine.start import create_engine
+from tunedock_server.pool import EnginePool, EngineSettings, GenerateRequest, Pinned, Sampling
 
 from ..figures import Figure, Report, bootstrap
 from ..lora_adapters import publishable

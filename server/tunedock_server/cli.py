@@ -95,7 +95,7 @@ def run(settings: Settings) -> None:
     from tunedock_registry.registry import Registry
 
     from .app import Server
-    from .pool import create_engine
+    from .engine.start import create_engine
     from .run import run_loop, serve
 
     registry = Registry.open(home, database_url=settings.database_url)

@@ -9,7 +9,6 @@ Residency of a version inside one engine: `host` (verified, in engine dtype, in 
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -262,16 +261,3 @@ class EnginePool(Protocol):
 
     async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
         """Log-probabilities of a given text under a version, by the serving engine itself (publish gate)."""
-
-
-def create_engine(settings: EngineSettings) -> EnginePool:
-    """The one-machine engine. Imports vLLM here, after its environment is set, so that all else starts without it.
-
-    Raises BadInput when a development switch of vLLM is set in the environment.
-    """
-    from .engine import environment
-
-    environment.prepare(os.environ, settings.max_n)
-    from .engine.local import LocalEngine
-
-    return LocalEngine(settings)

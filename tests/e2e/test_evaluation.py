@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from support.live_server import BASE, Live, chat_file
 
+pytestmark = pytest.mark.campaign  # three jobs, over a minute
+
 TRAINING = [(f"Which colours has flag {number}?", "green and blue") for number in range(16)]
 HELD_OUT = [(f"Which colours has flag {number}?", "green and blue") for number in range(100, 112)]
 WAIT_S = 120.0

@@ -23,7 +23,8 @@ from tunedock_api.manifest import (
     Manifest,
 )
 from tunedock_registry.models.facts import BaseFacts, base_facts
-from tunedock_server.pool import EnginePool, EngineSettings, Pinned, create_engine
+from tunedock_server.engine.start import create_engine
+from tunedock_server.pool import EnginePool, EngineSettings, Pinned
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MODEL_ID = "smollm2-135m-instruct"

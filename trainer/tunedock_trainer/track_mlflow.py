@@ -14,10 +14,9 @@ from mlflow.tracking import MlflowClient
 from tunedock_api.errors import BadInput
 from tunedock_registry.data.knobs import KNOBS_KEY, MlflowKnobs
 
-from .history import Row
+from .history import Row, scalars
 from .job import Job
 from .reporter import Reporter, Stopped
-from .trackers import scalars
 
 log = logging.getLogger(__name__)
 

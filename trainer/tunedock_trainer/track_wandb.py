@@ -9,10 +9,9 @@ from typing import Any
 import wandb
 from tunedock_api.errors import BadInput
 
-from .history import Row
+from .history import Row, scalars
 from .job import Job
 from .reporter import Reporter
-from .trackers import scalars
 
 _FINISH_S = 60.0
 """How long the end of a job waits for a slow server; what is not sent by then stays in the run folder."""

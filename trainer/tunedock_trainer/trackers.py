@@ -11,27 +11,9 @@ from typing import Any, Protocol
 from tunedock_api.errors import BadInput
 from tunedock_registry.data.knobs import KNOBS_KEY
 
-from .history import Row
+from .history import Row, scalars
 from .job import Job
 from .reporter import Reporter
-
-_SCALARS = (
-    ("train/loss", "train_loss"),
-    ("train/accuracy", "train_accuracy"),
-    ("train/learning_rate", "learning_rate"),
-    ("train/grad_norm", "grad_norm"),
-    ("valid/loss", "valid_loss"),
-    ("valid/accuracy", "valid_mean_token_accuracy"),
-    ("valid/full_loss", "full_valid_loss"),
-    ("valid/full_accuracy", "full_valid_mean_token_accuracy"),
-)
-
-
-def scalars(row: Row) -> dict[str, float]:
-    """What was measured at a step, under the names that all trackers show."""
-    found = {tag: getattr(row, name) for tag, name in _SCALARS}
-    measured = {tag: float(value) for tag, value in found.items() if value is not None}
-    return measured | {"train/tokens_per_second": row.num_tokens / max(row.seconds, 1e-9)}
 
 
 class Tracker(Protocol):
