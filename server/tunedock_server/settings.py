@@ -37,7 +37,7 @@ class GateSettings(BaseSettings):
     min_shift: float = Field(default=0.02, ge=0, description="trainer shifts below this are too small for a slope")
     timeout_s: float = Field(default=120.0, gt=0, description="longest check of one version")
     concurrency: int = Field(
-        default=1, ge=1, description="probe examples in one step of the engine: streams wait for them"
+        default=2, ge=1, description="probe examples in one step of the engine: streams wait for them"
     )
 
 

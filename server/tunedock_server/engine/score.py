@@ -1,7 +1,7 @@
 """Log-probabilities of a given text, by the serving engine itself (publish gate).
 
 A long text in one step would hold up every stream: each place costs a row of logits over the whole vocabulary besides its
-prefill. So a text is scored in windows, each one request whose beginning comes from the prefix cache.
+prefill. So a long text is scored in windows, each one request whose beginning comes from the prefix cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from ..pool import Scores
 
-WINDOW_TOKENS = 16
+WINDOW_TOKENS = 128
+"""A multiple of the cache's blocks (16 tokens, on CPU 128): a part of a block is computed again by the next window."""
 Places = Sequence[tuple[int, Mapping[int, Any]]]
 
 
