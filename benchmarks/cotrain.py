@@ -233,10 +233,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tunedock-bench-", ignore_cleanup_errors=True) as folder:
         report = Report("serving while training", asyncio.run(run(Path(folder), options.quick)))
-    report.show(console)
-    if options.json is not None:
-        options.json.write_text(report.as_json())
-    return 0 if report.goals_met else 1
+    return report.finish(console, options.json)
 
 
 if __name__ == "__main__":

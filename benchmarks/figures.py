@@ -8,6 +8,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -82,6 +83,13 @@ class Report:
         for figure in self.figures:
             table.add_row(*_cells(figure))
         console.print(table)
+
+    def finish(self, console: Console, path: Path | None) -> int:
+        """Shows the rows and writes them to `path`. Returns the exit status: 0 when every goal is met."""
+        self.show(console)
+        if path is not None:
+            path.write_text(self.as_json() + "\n")
+        return 0 if self.goals_met else 1
 
     @property
     def goals_met(self) -> bool:

@@ -220,10 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_loop(run())
     for load, rounds in found.items():
         report.add(*figures(rounds, load))
-    report.show(Console(width=140))
-    if options.json is not None:
-        options.json.write_text(report.as_json() + "\n")
-    return 0 if report.goals_met else 1
+    return report.finish(Console(width=140), options.json)
 
 
 if __name__ == "__main__":

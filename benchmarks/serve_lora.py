@@ -195,10 +195,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tunedock-bench-", ignore_cleanup_errors=True) as folder:
         figures = asyncio.run(run(Path(folder), options.quick))
     report = Report("adapters at the speed of the base model", figures)
-    report.show(console)
-    if options.json is not None:
-        options.json.write_text(report.as_json())
-    return 0 if report.goals_met else 1
+    return report.finish(console, options.json)
 
 
 if __name__ == "__main__":

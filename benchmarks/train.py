@@ -121,10 +121,7 @@ def main() -> int:
     report.add(*figures(measure(1, 5) if options.quick else measure(3, 8)))
     steps = 4 if options.quick else 15
     report.add(*side_by_side(Shared(**run_arm("together", model_path(), steps))))
-    report.show(console)
-    if options.json is not None:
-        options.json.write_text(report.as_json())
-    return 0 if report.goals_met else 1
+    return report.finish(console, options.json)
 
 
 if __name__ == "__main__":

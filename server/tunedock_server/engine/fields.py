@@ -72,7 +72,7 @@ def _check_stop(body: Mapping[str, Any]) -> None:
 
 
 def _check_structure(body: Mapping[str, Any]) -> None:
-    for name in ("response_format", "structured_outputs", "tools"):
+    for name in ("response_format", "structured_outputs", "tools", "text"):
         if len(str(body.get(name, ""))) > MAX_SCHEMA_CHARS:
             raise BadInput(f"{name} is longer than {MAX_SCHEMA_CHARS} characters.", param=name)
 

@@ -90,6 +90,7 @@ class HostedAdapters:
 
         Raises Unavailable when they are not what was published; the engine forgets them then.
         """
+        await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
         bringing = asyncio.create_task(self._brought(lora, load))
         try:
             await asyncio.to_thread(self._files.verify, path, lora.lora_name, public)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,15 +21,29 @@ class VerifiedFiles:
     def __init__(self) -> None:
         self._seen: dict[str, Signature] = {}
 
+    def measure(self, path: Path, digest: str, public: str) -> None:
+        """Manifest and sizes alone, so that the engine may begin to read: never more than was published.
+
+        Raises Unavailable as `verify`.
+        """
+        with self._checking(digest, public):
+            if self._seen.get(digest) != _signature(path):
+                _manifest(path, digest)
+
     def verify(self, path: Path, digest: str, public: str) -> None:
         """Raises Unavailable `adapter_unavailable` when a file is missing or is not what was published."""
-        try:
+        with self._checking(digest, public):
             signature = _signature(path)
             if self._seen.get(digest) != signature:
                 _check(path, digest)
                 if len(self._seen) >= MAX_REMEMBERED:
                     self._seen.clear()
                 self._seen[digest] = signature
+
+    @contextmanager
+    def _checking(self, digest: str, public: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError, ValidationError) as error:
             self._seen.pop(digest, None)
             reason = "its files are missing" if isinstance(error, FileNotFoundError) else "its files are damaged"
@@ -40,11 +56,18 @@ def _signature(path: Path) -> Signature:
     return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
 
 
-def _check(path: Path, digest: str) -> None:
+def _manifest(path: Path, digest: str) -> Manifest:
     manifest = Manifest.model_validate_json((path / MANIFEST_FILE).read_bytes())
     if manifest.identity.digest() != digest:
         raise ValueError("the manifest belongs to another version")
     for name, entry in manifest.identity.files.items():
+        if (path / name).stat().st_size != entry.size_bytes:
+            raise ValueError(f"{name} has another size")
+    return manifest
+
+
+def _check(path: Path, digest: str) -> None:
+    for name, entry in _manifest(path, digest).identity.files.items():
         with (path / name).open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
                 raise ValueError(f"{name} has changed")

@@ -73,3 +73,11 @@ def test_files_of_another_version_are_noticed(tmp_path: Path) -> None:
     _publish(tmp_path)
     with pytest.raises(Unavailable, match="damaged"):
         VerifiedFiles().verify(tmp_path, "0" * 64, "a@1")
+
+
+def test_a_file_of_another_size_is_found_without_reading_it(tmp_path: Path) -> None:
+    digest, files = _publish(tmp_path), VerifiedFiles()
+    files.measure(tmp_path, digest, "a@1")
+    os.truncate(tmp_path / WEIGHTS_FILE, 1 << 40)  # a hole: reading it would take the engine's memory
+    with pytest.raises(Unavailable, match="damaged"):
+        files.measure(tmp_path, digest, "a@1")

@@ -113,8 +113,12 @@ async def test_a_prompt_over_the_context_is_answered_with_both_numbers(bf16: Eng
 
 @pytest.mark.parametrize(
     ("changes", "param"),
-    [({"temperature": -1}, "temperature"), ({"input": [{"role": "nobody"}]}, "input")],
-    ids=["temperature", "input"],
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"input": [{"role": "nobody"}]}, "input"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"title": "x" * 70_000}}}}, "text"),
+    ],
+    ids=["temperature", "input", "schema"],
 )
 async def test_bad_requests_name_the_field(bf16: EnginePool, changes: dict[str, Any], param: str) -> None:
     with pytest.raises(BadInput) as caught:
