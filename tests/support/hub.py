@@ -64,67 +64,70 @@ def _listing(files: Mapping[str, bytes], wanted: list[str]) -> bytes:
     return json.dumps(entries).encode()
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            hub.requests.append(f"POST {self.path}")
-            _, _, _, org, name, _, commit = self.path.split("/")
-            files = hub.commits.get((f"{org}/{name}", commit))
-            if files is None:
-                self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            else:
-                self._answer(200, _listing(files, parse_qs(body)["paths"]), {"Content-Type": "application/json"})
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.hub.requests.append(f"POST {self.path}")
+        _, _, _, org, name, _, commit = self.path.split("/")
+        files = self.hub.commits.get((f"{org}/{name}", commit))
+        if files is None:
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        else:
+            self._answer(200, _listing(files, parse_qs(body)["paths"]), {"Content-Type": "application/json"})
 
-        def do_GET(self) -> None:
-            hub.requests.append(f"{self.command} {self.path}")
-            if self.path.startswith("/cdn/"):
-                self._from_cdn()
-                return
-            _, org, name, _, commit, file = self.path.split("/")
-            content = hub.commits.get((f"{org}/{name}", commit), {}).get(file)
-            if content is None:
-                self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-            elif file.endswith(LARGE):
-                headers = {
-                    "X-Repo-Commit": commit,
-                    "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
-                    "X-Linked-Size": str(len(content)),
-                    "Location": f"{hub.cdn}/cdn/{org}/{name}/{commit}/{file}",
-                }
-                self._answer(302, b"", headers)
-            else:
-                etag = hashlib.sha1(content).hexdigest()  # noqa: S324
-                self._answer(200, content, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-        def _from_cdn(self) -> None:
-            hub.cdn_saw_a_token |= "Authorization" in self.headers
-            _, _, org, name, commit, file = self.path.split("/")
-            content = hub.sent.get(file, hub.commits[f"{org}/{name}", commit][file])
-            begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-            headers = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
-            if self.command == "GET" and hub.cuts:
-                hub.cuts -= 1
-                self._answer(206 if begin else 200, content[begin:], headers, send=(len(content) - begin) // 2)
-            else:
-                self._answer(206 if begin else 200, content[begin:], headers)
-
-        def _answer(self, status: int, body: bytes, headers: Mapping[str, str], send: int | None = None) -> None:
-            """With `send` the connection ends after so many bytes of the body."""
-            self.send_response_only(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body if send is None else body[:send])
-            self.close_connection = self.close_connection or send is not None
-
-        def log_message(self, *_: object) -> None:
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        if self.path.startswith("/cdn/"):
+            self._from_cdn()
             return
+        _, org, name, _, commit, file = self.path.split("/")
+        content = self.hub.commits.get((f"{org}/{name}", commit), {}).get(file)
+        if content is None:
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        elif file.endswith(LARGE):
+            headers = {
+                "X-Repo-Commit": commit,
+                "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X-Linked-Size": str(len(content)),
+                "Location": f"{self.hub.cdn}/cdn/{org}/{name}/{commit}/{file}",
+            }
+            self._answer(302, b"", headers)
+        else:
+            etag = hashlib.sha1(content).hexdigest()  # noqa: S324
+            self._answer(200, content, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
 
-    return Handler
+    def _from_cdn(self) -> None:
+        self.hub.cdn_saw_a_token |= "Authorization" in self.headers
+        _, _, org, name, commit, file = self.path.split("/")
+        content = self.hub.sent.get(file, self.hub.commits[f"{org}/{name}", commit][file])
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        headers = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
+        if self.command == "GET" and self.hub.cuts:
+            self.hub.cuts -= 1
+            self._answer(206 if begin else 200, content[begin:], headers, send=(len(content) - begin) // 2)
+        else:
+            self._answer(206 if begin else 200, content[begin:], headers)
+
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str], send: int | None = None) -> None:
+        """With `send` the connection ends after so many bytes of the body."""
+        self.send_response_only(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body if send is None else body[:send])
+        self.close_connection = self.close_connection or send is not None
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def _handler(hub: Hub) -> type[_Handler]:
+    return type("HandlerOf", (_Handler,), {"hub": hub})
