@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from importlib import import_module
 from importlib.util import find_spec
@@ -88,6 +89,9 @@ class VersionBell:
         self._module, self._path, self._interval_s = module, path, interval_s
         self._connection: Any = None
         self._seen: int | None = None
+        # A connection that is closed under a statement of another thread ends the process with a segmentation fault.
+        self._looking = threading.Lock()
+        self._closed = False
 
     def wait(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -95,18 +99,24 @@ class VersionBell:
             time.sleep(min(left_s, self._interval_s))
 
     def _rings(self) -> bool:
-        try:
-            if self._connection is None:
-                self._connection = self._module.connect(self._path, timeout=0, check_same_thread=False)
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        except self._module.Error:  # somebody is committing, or the reader will say what is wrong
-            return False
-        before, self._seen = self._seen, version
-        return bool(before != version)
+        with self._looking:
+            if self._closed:
+                return False
+            try:
+                if self._connection is None:
+                    self._connection = self._module.connect(self._path, timeout=0, check_same_thread=False)
+                (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            except self._module.Error:  # somebody is committing, or the reader will say what is wrong
+                return False
+            before, self._seen = self._seen, version
+            return bool(before != version)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        """Safe while another thread waits: that one hears no more rings."""
+        with self._looking:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
 
 
 def fault(error: DBAPIError) -> Fault | None:
