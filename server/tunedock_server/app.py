@@ -134,8 +134,8 @@ class Server:
         self.files = FileService(registry, self.validator, settings.max_upload_bytes, self.inspector)
         self.jobs = JobService(registry, self.files, self.catalog, pool, self.watcher.look)
         self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
-        self.intake = intake or IsolatedIntake()
-        self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes, self.intake)
+        intake = intake or IsolatedIntake()
+        self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes, intake)
         self.models = ModelService(self.catalog, self.adapters, int(time.time()))
         self.uploads = UploadService(registry, self.validator)
         self.sender = WebhookSender(registry, settings.webhooks_may_be_private())
@@ -178,7 +178,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self.intake.close)
+        await asyncio.to_thread(self.publisher.close)
         if self.inspector is not None:
             await asyncio.to_thread(self.inspector.close)
         await self.pool.stop()

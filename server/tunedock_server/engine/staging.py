@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tunedock_registry.background import give_way
 from vllm.lora.request import LoRARequest
 
 from . import affinity, slot_table
@@ -124,6 +125,7 @@ def _keep_out_of_the_way() -> None:
     """On the thread. An OpenMP team of its own would make more compute threads than processors: libgomp stops spinning in
     the whole process then, and every operator of every later step has to wake its threads."""
     affinity.run_anywhere()
+    give_way()
     torch.set_num_threads(1)
 
 

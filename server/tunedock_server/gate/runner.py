@@ -23,7 +23,7 @@ from .judge import Measured, Verdict, judge
 
 log = logging.getLogger(__name__)
 
-IMPORT_TEXTS, IMPORT_TOKENS = 2, 17
+IMPORT_TEXTS, IMPORT_TOKENS = 2, 9  # streams wait for each of these tokens
 RECHECK_S = 5.0
 BASE_CACHE_SIZE = 256
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tunedock_api.errors import BadInput, Rejected
 from tunedock_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Lineage, Manifest, ServingProfile
 from tunedock_api.names import check_name
+from tunedock_registry import background
 from tunedock_registry.adapters.intake import ManifestParts
 from tunedock_registry.adapters.isolation import IsolatedIntake
 from tunedock_registry.records import Attempt, VersionRecord
@@ -26,6 +27,7 @@ from ..pool import EngineFacts, EnginePool
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
+_NUM_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Publisher:
         self._published = published
         self._max_adapter_bytes = max_adapter_bytes
         self._intake = intake
+        self._threads = background.threads(_NUM_THREADS, "publish")
 
     async def publish(self, project: str, name: str, upload: Upload, attempt: Attempt) -> VersionRecord:
         """A new version in state `published`.
@@ -64,9 +67,17 @@ class Publisher:
         facts = self._pool.facts
         if name == facts.model_id:
             raise BadInput(f"{name!r} is the base model: choose another adapter name.", param="name")
-        record = await asyncio.to_thread(self._store, project, name, upload, attempt, facts)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._store, project, name, upload, attempt, facts
+        )
+        record = await work
         await self._published()
         return record
+
+    def close(self) -> None:
+        """Waits for what is being stored."""
+        self._threads.shutdown()
+        self._intake.close()
 
     def _store(self, project: str, name: str, upload: Upload, attempt: Attempt, facts: EngineFacts) -> VersionRecord:
         parts = _parts(upload)
