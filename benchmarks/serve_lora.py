@@ -33,7 +33,7 @@ from .lora_arms import Arm, Effort, Samples, freeze, ratio
 from .lora_traffic import NUM_STREAMS, Traffic, prompt
 from .servers import StockFlags, model_path, ours, stock
 
-ADAPTERS, PEFT_ADAPTERS, TOLERANCE = 3, 8, 0.2
+ADAPTERS, PEFT_ADAPTERS, TOLERANCE = 3, 8, 0.1
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QUICK, FULL = Effort(2, 16, 4, 0), Effort(3, 40, 6, 1000)
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
@@ -108,14 +108,23 @@ def speed_figures(samples: Samples) -> list[Figure]:
 
 
 async def same_answers(arms: dict[str, Arm]) -> Figure:
-    """Log-probabilities of one text under each adapter, alone in the batch (where stock is right as well)."""
+    """Log-probabilities of one text under each adapter, alone in the batch (where stock is right as well).
+
+    Two servers round bfloat16 logits differently, base rows too: these say how much of a difference means nothing.
+    """
     found: dict[str, list[list[float]]] = {}
     for name in ("ours", "A"):
         async with arms[name].turn() as traffic:
-            found[name] = [await traffic.logprobs(model, prompt(77, 48)) for model in arms[name].adapters[:ADAPTERS]]
-    pairs = zip(found["ours"], found["A"], strict=True)
-    worst = max(abs(a - b) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
-    return Figure("largest log-probability difference to stock", worst, "nats", f"<= {TOLERANCE}", worst <= TOLERANCE)
+            models = [DEFAULT_MODEL, *arms[name].adapters[:ADAPTERS]]
+            found[name] = [await traffic.logprobs(model, prompt(77, 48)) for model in models]
+    base, *adapters = map(_difference, found["ours"], found["A"])
+    name, worst = "log-probabilities, mean difference to stock, worst of the adapters", max(adapters)
+    goal, note = f"<= {TOLERANCE:g}", f"base rows: {base:.3f}"
+    return Figure(name, worst, "nats", goal, worst <= TOLERANCE, note=note)
+
+
+def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    return statistics.mean(abs(a - b) for a, b in zip(mine, theirs, strict=True))
 
 
 def memory(arms: dict[str, Arm]) -> Figure:

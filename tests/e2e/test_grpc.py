@@ -40,6 +40,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}},
     },
 }
+CITY = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+FORCED = {"type": "function", "function": {"name": "weather"}}
 
 
 class Pair(NamedTuple):
@@ -85,6 +88,25 @@ def test_a_stream_is_the_whole_answer_in_pieces(both: Pair, words: str) -> None:
     pieces = list(both.grpc.stream(QUESTION, model=words, temperature=0, max_tokens=24))
     assert "".join(piece.text for piece in pieces) == whole.text
     assert pieces[-1].usage == whole.usage
+
+
+def test_a_tool_call_of_the_engine_streams_in_the_same_pieces(both: Pair) -> None:
+    told = [
+        [
+            call["function"]
+            for piece in client.stream(
+                QUESTION, model=BASE, tools=[WEATHER], tool_choice=FORCED, temperature=0, max_tokens=48
+            )
+            for choice in piece.raw["choices"]
+            for call in choice["delta"].get("tool_calls") or ()
+        ]
+        for client in both
+    ]
+    rest, grpc = ("".join(piece.get("arguments") or "" for piece in pieces) for pieces in told)
+    assert json.loads(rest)["city"] in ("Paris", "Rome")
+    assert rest == grpc
+    assert [[piece["name"] for piece in pieces if piece.get("name")] for pieces in told] == [["weather"]] * 2
+    assert all(len(pieces) > 2 for pieces in told)
 
 
 def test_many_streams_at_once_are_the_answers_of_each_alone(both: Pair, words: str) -> None:

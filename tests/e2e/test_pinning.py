@@ -34,7 +34,7 @@ def asked(text: str) -> Messages:
 @pytest.mark.usefixtures("on_version_1")
 def test_a_stream_finishes_on_the_version_it_began_with_while_new_requests_get_the_next(live: Live) -> None:
     with live.openai.chat.completions.create(
-        model="dates", messages=QUESTIONS[0].messages, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
+        model="dates", messages=QUESTIONS[0].messages, stream=True, max_tokens=128, extra_body={"ignore_eos": True}
     ) as stream:
         chunks: Iterator[ChatCompletionChunk] = iter(stream)
         first = next(chunks)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from openai.types.fine_tuning import FineTuningJob
 from support.live_server import BASE, Live, chat_file, eventually, upload
 
 from examples.demo.domain import Domain
 from examples.demo.measure import ask
+
+pytestmark = pytest.mark.campaign  # engines and trainers start again, a minute and a half
 
 QUESTION = Domain("dates").held_out()[0]
 ROWS = [(f"Say word {number}.", "green") for number in range(32)]
