@@ -18,6 +18,7 @@ from typing import Any
 BATCH, RANK, ALPHA, RATE, SEED = 16, 16, 32, 2e-3, 1
 WARM_STEPS = 2
 NUM_JOBS, SMALL_BATCH = 4, 2
+QUEUE = (16, 8, 4, 2)  # steps of jobs that wait in a queue, the longest in front
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DATA = Path(__file__).parents[1] / "examples" / "dates" / "train.jsonl"
 
@@ -39,10 +40,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Shared:
-    """Seconds of one step of every job: of each alone, summed up, and of all in shared passes."""
+    """Seconds of one step of every job: of each alone, summed up, and of all in shared passes.
+
+    `queue_*_s`: seconds until a job of `QUEUE` is done, the mean of them, one value a repetition.
+    """
 
     apart_s: list[float]
     together_s: list[float]
+    queue_apart_s: list[float]
+    queue_together_s: list[float]
 
 
 def examples(count: int, model: Path) -> list[dict[str, list[Any]]]:
@@ -110,21 +116,43 @@ def ours(model: Path, steps: int) -> Outcome:
 
 def together(model: Path, steps: int) -> Shared:
     """Four jobs with batches of `SMALL_BATCH`: one after the other, and side by side, in turns."""
-    crew = trainees(model, NUM_JOBS, SMALL_BATCH, SMALL_BATCH * (2 * steps + 2 * WARM_STEPS))
-    from tunedock_trainer.together import Wanted, backward
-
+    repetitions = max(1, steps // 5)
+    needed = 2 * (steps + WARM_STEPS) + 2 * repetitions * QUEUE[0]
+    crew = trainees(model, NUM_JOBS, SMALL_BATCH, SMALL_BATCH * needed)
     apart, shared = [], []
     for _ in range(steps + WARM_STEPS):
         began = time.perf_counter()
         for one in crew:
-            one.finish_step(backward([Wanted(one, one.next_batch())], one.config.max_tokens)[0])
+            step([one])
         apart.append(time.perf_counter() - began)
         began = time.perf_counter()
-        tallies = backward([Wanted(one, one.next_batch()) for one in crew], crew[0].config.max_tokens)
-        for one, tally in zip(crew, tallies, strict=True):
-            one.finish_step(tally)
+        step(crew)
         shared.append(time.perf_counter() - began)
-    return Shared(apart[WARM_STEPS:], shared[WARM_STEPS:])
+    queues = [(queue(crew, False), queue(crew, True)) for _ in range(repetitions)]
+    return Shared(apart[WARM_STEPS:], shared[WARM_STEPS:], *([*column] for column in zip(*queues, strict=True)))
+
+
+def step(crew: list[Any]) -> None:
+    """One step of each, in shared passes."""
+    from tunedock_trainer.together import Wanted, backward
+
+    tallies = backward([Wanted(one, one.next_batch()) for one in crew], crew[0].config.max_tokens)
+    for one, tally in zip(crew, tallies, strict=True):
+        one.finish_step(tally)
+
+
+def queue(crew: list[Any], shared: bool) -> float:
+    """Mean seconds until a job of the queue is done: all side by side from the beginning, or one after the other."""
+    began, ended, left = time.perf_counter(), [], dict(zip(range(NUM_JOBS), QUEUE, strict=True))
+    while left:
+        working = list(left) if shared else [next(iter(left))]
+        step([crew[number] for number in working])
+        for number in working:
+            left[number] -= 1
+            if not left[number]:
+                del left[number]
+                ended.append(time.perf_counter() - began)
+    return sum(ended) / len(ended)
 
 
 # What each arm sets beside the batch. Its documentation offers packing; without it, short rows may be faster on a CPU.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunedock_api.errors import Conflict, Overloaded, Rejected, TuneDockError, Unavailable
+from tunedock_registry import background
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -18,6 +19,7 @@ from . import rpc
 from .intake import VerifiedFiles
 
 _POLL_FIRST_S, _POLL_LAST_S = 0.001, 0.02
+_CHECKS = background.threads(1, "verify")
 _PLACES: tuple[Residency, ...] = ("host", "slot", "pinned")
 
 
@@ -93,7 +95,8 @@ class HostedAdapters:
         await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
         bringing = asyncio.create_task(self._brought(lora, load))
         try:
-            await asyncio.to_thread(self._files.verify, path, lora.lora_name, public)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(_CHECKS, self._files.verify, path, lora.lora_name, public)
         except Unavailable:
             with suppress(TuneDockError):
                 await bringing
