@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
-from tunedock_api.manifest import Manifest
+from tunedock_api.manifest import Manifest, ServingProfile
 
 T = TypeVar("T")
 
@@ -225,6 +225,31 @@ class VersionRecord:
     pinned: bool
     job_id: str | None
     created_at: int
+
+    @property
+    def serving(self) -> ServingProfile:
+        return self.manifest.identity.serving
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyVersion:
+    """What serving needs of a `ready` version. A server holds one for each that is registered: under a kilobyte."""
+
+    id: int
+    project: str
+    adapter: str
+    number: int | None
+    tag: str | None
+    digest: str
+    base_model: str
+    rank: int
+    serving: ServingProfile
+    pinned: bool
+    created_at: int
+
+    @property
+    def ref(self) -> str:
+        return f"{self.adapter}@{self.tag if self.number is None else self.number}"
 
 
 @dataclass(frozen=True)

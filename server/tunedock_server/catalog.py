@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from tunedock_api.errors import model_not_found
 from tunedock_api.names import parse_ref
 from tunedock_registry.adapters.snapshot import Snapshot
-from tunedock_registry.records import VersionRecord
+from tunedock_registry.records import ReadyVersion, VersionRecord
 from tunedock_registry.registry import Registry
 
 from .pool import Pinned
@@ -24,7 +24,7 @@ class Catalog:
         self._registry = registry
         self.base_model = base_model
         self.snapshot = Snapshot()
-        self._lent: Mapping[tuple[str, str], VersionRecord] = {}
+        self._lent: Mapping[tuple[str, str], ReadyVersion] = {}
         self._refreshing = asyncio.Lock()
 
     async def refresh(self, projects: Collection[str] = ()) -> Snapshot:
@@ -35,7 +35,7 @@ class Catalog:
             self.snapshot = snapshot
         return self.snapshot
 
-    def _read_lent(self, snapshot: Snapshot, projects: Collection[str]) -> dict[tuple[str, str], VersionRecord]:
+    def _read_lent(self, snapshot: Snapshot, projects: Collection[str]) -> dict[tuple[str, str], ReadyVersion]:
         lent = {project: self._registry.permissions.lent_to(project) for project in projects}
         wanted = {version_id for refs in lent.values() for version_id in refs.values()}
         if not wanted:
@@ -57,7 +57,7 @@ class Catalog:
             raise model_not_found(model)
         return self.pinned(version)
 
-    def version(self, project: str, model: str, sticky_key: str | None = None) -> VersionRecord | None:
+    def version(self, project: str, model: str, sticky_key: str | None = None) -> ReadyVersion | None:
         """The project's own version that `model` means, or a checkpoint that another project lends to it."""
         ref = parse_ref(model)
         own = self.snapshot.resolve(project, ref, sticky_key) if ref else None
@@ -70,16 +70,16 @@ class Catalog:
             return False
         return version.number in view.versions if version.tag is None else version.tag in view.checkpoints
 
-    def lent_to(self, project: str) -> list[tuple[str, VersionRecord]]:
+    def lent_to(self, project: str) -> list[tuple[str, ReadyVersion]]:
         """(reference, version) of what other projects lend to this one."""
         return [(ref, version) for (owner, ref), version in self._lent.items() if owner == project]
 
-    def pinned(self, version: VersionRecord) -> Pinned:
+    def pinned(self, version: ReadyVersion | VersionRecord) -> Pinned:
         """The version as an engine needs it."""
         return Pinned(
             public=version.ref,
             digest=version.digest,
             path=self._registry.home.adapter_dir(version.digest),
             rank=version.rank,
-            profile=version.manifest.identity.serving,
+            profile=version.serving,
         )

@@ -17,7 +17,7 @@ from tunedock_api.names import ModelRef
 from tunedock_registry.adapters.folders import is_intact
 from tunedock_registry.adapters.intake import PreparedAdapter
 from tunedock_registry.adapters.versions import LIVE, SERVED
-from tunedock_registry.records import Target, VersionRecord, VersionState
+from tunedock_registry.records import ReadyVersion, Target, VersionState
 from tunedock_registry.registry import Registry
 
 from .registry import FakeTime
@@ -88,7 +88,7 @@ class AdapterMachine(RuleBasedStateMachine):
         first, second, self.time = self.opened()
         self.registries = (first, second)
         self.model = {name: ModelAdapter() for name in NAMES}
-        self.leases: list[tuple[bool, VersionRecord]] = []
+        self.leases: list[tuple[bool, ReadyVersion]] = []
         for source in range(NUM_SOURCES):
             self.offer(False, "one", source)
             self._promote(False, "one", "production", [Target(source + 1)], None)

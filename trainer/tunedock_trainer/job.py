@@ -114,7 +114,7 @@ def _lookup(registry: Registry, project: str, named: str) -> VersionRecord:
     version = registry.adapters.snapshot().resolve(project, ref)
     if version is None:
         raise _not_available(named)
-    return version
+    return registry.adapters.by_id(version.id)
 
 
 def _not_available(model: str) -> BadInput:

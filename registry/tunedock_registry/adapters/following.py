@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from tunedock_api.manifest import ServingProfile
 
-from ..records import AliasRecord, VersionRecord
+from ..records import AliasRecord, ReadyVersion
 from ..tables.adapters import AdapterRow, AliasRow, VersionRow
 from ..tables.base import ChangeCounter
-from .rows import load_manifest, targets, version_record, versions_query
+from .rows import targets
 from .snapshot import Snapshot, build
 
-_ID_CHUNK = 500
+_ID_CHUNK = 50  # manifests have some ten kilobytes each, and the heap keeps the size it once had
 
 
 class Follower:
@@ -22,36 +25,56 @@ class Follower:
 
     def __init__(self) -> None:
         self._latest: Snapshot | None = None
-        self._ready: dict[int, VersionRecord] = {}
+        self._ready: dict[int, ReadyVersion] = {}
+        self._profiles: dict[str, ServingProfile] = {}
 
     def snapshot(self, session: Session) -> Snapshot:
         """As of `session`; the same object while the change counter stands still."""
         counter = session.scalars(select(ChangeCounter.value)).one()
         known = self._latest
         if known is None or known.counter != counter:
-            self._ready = _read_ready(session, self._ready)
+            self._ready = self._read_ready(session)
             known = self._latest = build(counter, self._ready.values(), _read_aliases(session))
         return known
 
+    def _read_ready(self, session: Session) -> dict[int, ReadyVersion]:
+        query = select(VersionRow.seq, VersionRow.pinned).where(VersionRow.state == "ready").order_by(VersionRow.seq)
+        pins = dict(session.execute(query).tuples().all())
+        new = self._load(session, [version_id for version_id in pins if version_id not in self._ready])
+        records = {**self._ready, **new}
+        return {version_id: _with_pin(records[version_id], pinned) for version_id, pinned in pins.items()}
 
-def _read_ready(session: Session, known: dict[int, VersionRecord]) -> dict[int, VersionRecord]:
-    query = select(VersionRow.seq, VersionRow.pinned).where(VersionRow.state == "ready").order_by(VersionRow.seq)
-    pins = dict(session.execute(query).tuples().all())
-    records = {**known, **_load(session, [version_id for version_id in pins if version_id not in known])}
-    return {version_id: _with_pin(records[version_id], pinned) for version_id, pinned in pins.items()}
+    def _load(self, session: Session, ids: Sequence[int]) -> dict[int, ReadyVersion]:
+        found: dict[int, ReadyVersion] = {}
+        for begin in range(0, len(ids), _ID_CHUNK):
+            query = (
+                select(
+                    VersionRow.seq, AdapterRow.project, AdapterRow.name, VersionRow.number, VersionRow.tag,
+                    VersionRow.digest, VersionRow.base_model, VersionRow.rank, VersionRow.manifest, VersionRow.pinned,
+                    VersionRow.created_at,
+                )
+                .join(AdapterRow, AdapterRow.seq == VersionRow.adapter_seq)
+                .where(VersionRow.seq.in_(ids[begin : begin + _ID_CHUNK]))
+            )  # fmt: skip
+            for seq, project, name, number, tag, digest, base, rank, manifest, pinned, created_at in session.execute(
+                query
+            ):
+                found[seq] = ReadyVersion(
+                    seq, sys.intern(project), name, number, tag, digest, sys.intern(base), rank,
+                    self._profile(manifest), pinned, created_at,
+                )  # fmt: skip
+        return found
+
+    def _profile(self, manifest: str) -> ServingProfile:
+        """One object for all versions with the same profile, which most have."""
+        text = json.dumps(json.loads(manifest)["identity"]["serving"], sort_keys=True)
+        if text not in self._profiles:
+            self._profiles[text] = ServingProfile.model_validate_json(text)
+        return self._profiles[text]
 
 
-def _with_pin(record: VersionRecord, pinned: bool) -> VersionRecord:
+def _with_pin(record: ReadyVersion, pinned: bool) -> ReadyVersion:
     return record if record.pinned == pinned else replace(record, pinned=pinned)
-
-
-def _load(session: Session, ids: Sequence[int]) -> dict[int, VersionRecord]:
-    found: dict[int, VersionRecord] = {}
-    for begin in range(0, len(ids), _ID_CHUNK):
-        query = versions_query().where(VersionRow.seq.in_(ids[begin : begin + _ID_CHUNK]))
-        for row, adapter in session.execute(query):
-            found[row.seq] = version_record(row, adapter, load_manifest(row, probe=False))
-    return found
 
 
 def _read_aliases(session: Session) -> list[AliasRecord]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from tunedock_api.errors import TuneDockError
 from tunedock_registry.adapters.snapshot import Snapshot
-from tunedock_registry.records import VersionRecord
+from tunedock_registry.records import ReadyVersion
 
 from ..pool import Pinned
 from .residents import Residents
@@ -21,7 +21,7 @@ class Reconciler:
     def __init__(
         self,
         residents: Residents,
-        pinned: Callable[[VersionRecord], Pinned],
+        pinned: Callable[[ReadyVersion], Pinned],
     ) -> None:
         self._residents = residents
         self._pinned = pinned
@@ -70,9 +70,9 @@ class Reconciler:
             log.warning("%s: %s", ref, error.message)
 
 
-def alias_targets(snapshot: Snapshot) -> list[VersionRecord]:
+def alias_targets(snapshot: Snapshot) -> list[ReadyVersion]:
     """What aliases point to, most traffic first within an alias."""
-    found: dict[int, VersionRecord] = {}
+    found: dict[int, ReadyVersion] = {}
     for view in snapshot.adapters.values():
         for alias in view.aliases.values():
             for target in sorted(alias.targets, key=lambda target: -target.weight):

@@ -17,6 +17,7 @@ from tunedock_registry.records import (
     JobRecord,
     Page,
     PartRecord,
+    ReadyVersion,
     Target,
     UploadRecord,
     VersionRecord,
@@ -194,7 +195,7 @@ def base_model(model_id: str, created: int) -> Json:
     return _model(model_id, created, "tunedock") | {"root": model_id, "parent": None}
 
 
-def adapter_model(version: VersionRecord, name: str | None = None) -> Json:
+def adapter_model(version: ReadyVersion, name: str | None = None) -> Json:
     """A version under its own reference, or under `name` (an alias)."""
     shown = _model(name or version.ref, version.created_at, version.project)
     return shown | {"root": version.ref, "parent": version.base_model, "digest": version.digest}

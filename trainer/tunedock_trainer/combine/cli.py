@@ -110,13 +110,11 @@ def _opened(home: Path | None) -> closing[Registry]:
 
 
 def _version(registry: Registry, project: str, text: str) -> VersionRecord:
-    """The version that a reference names now, with its probe. Raises NotFound, BadInput when it is not ready."""
+    """The ready version that a reference names now, with its probe. Raises NotFound."""
     ref = parse_ref(text)
     found = ref and registry.adapters.snapshot().resolve(project, ref, None)
     if not found:
         raise model_not_found(text)
-    if found.state != "ready":
-        raise BadInput(f"{found.ref} is {found.state}, only ready versions can be merged.", param="sources")
     return registry.adapters.by_id(found.id)
 
 
