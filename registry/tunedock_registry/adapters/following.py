@@ -17,7 +17,7 @@ from ..tables.base import ChangeCounter
 from .rows import targets
 from .snapshot import Snapshot, build
 
-_ID_CHUNK = 50  # manifests have some ten kilobytes each, and the heap keeps the size it once had
+_ID_CHUNK = 16  # manifests have some ten kilobytes each, and the heap keeps the size it once had
 
 
 class Follower:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from sqlalchemy import insert
 from support.shelf import Shelf
 from tunedock_api.names import parse_ref
+from tunedock_registry.adapters.following import Follower
 from tunedock_registry.tables.adapters import AdapterRow, AliasRow, VersionRow
 from tunedock_registry.tables.base import bump
 
@@ -98,3 +101,19 @@ def test_a_server_follows_a_change_without_reading_every_manifest_again(shelf: S
     assert before is not None
     assert after is not None
     assert after is before
+
+
+def test_a_registered_version_takes_a_kilobyte_of_a_server(shelf: Shelf) -> None:
+    follower = Follower()
+    tracemalloc.start()
+    try:
+        with shelf.registry.db.read() as session:
+            before, _ = tracemalloc.get_traced_memory()
+            snapshot = follower.snapshot(session)
+        gc.collect()
+        each = (tracemalloc.get_traced_memory()[0] - before) / ADAPTERS
+    finally:
+        tracemalloc.stop()
+    print(f"an adapter of {VERSIONS} versions with an alias: {each:.0f} bytes")
+    assert len(snapshot.adapters) == ADAPTERS + 1
+    assert each <= 1024 * (VERSIONS + 1)
