@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 
+from tunedock_registry.background import give_way_as_process
+
 # mallopt(3): keep big blocks in the heap and never hand them back, so that each step reuses warm pages.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP = 2**30
@@ -43,4 +45,4 @@ def leave_out_unused(*, cuda: bool) -> None:
 def be_nice(increment: int) -> None:
     """Gives way to the server beside us. 0 is off."""
     if increment:
-        os.nice(increment)
+        give_way_as_process(increment)

@@ -15,13 +15,13 @@ import numpy as np
 from tunedock_api.errors import Rejected
 from tunedock_api.manifest import BaseModelIdentity, Lineage, Probe, ServingProfile
 
-from ..background import give_way
+from ..background import give_way_as_process
 from ..models.facts import BaseFacts
 from .intake import ManifestParts, PreparedAdapter, prepare
 
 
 def main() -> None:
-    give_way()
+    give_way_as_process()
     # OpenBLAS takes its buffer with the first product, and spins for ever when it cannot have it.
     warm = np.ones((64, 64), np.float32)
     _ = warm @ warm

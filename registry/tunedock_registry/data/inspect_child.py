@@ -10,12 +10,12 @@ from typing import Any
 
 from tunedock_api.errors import TuneDockError
 
-from ..background import give_way
+from ..background import give_way_as_process
 from .inspection import Inspection, Inspector
 
 
 def main(model: str, memory_bytes: int) -> None:
-    give_way()
+    give_way_as_process()
     for kind, limit in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     inspector = Inspector(Path(model) if model else None)
