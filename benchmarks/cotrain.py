@@ -84,11 +84,14 @@ class Trainer:
         for thread in self.process.threads():
             os.sched_setscheduler(thread.id, scheduler, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, thread.id, nice)
+        session = Path(f"/proc/{self.process.pid}/autogroup")  # the trainer's own
+        if session.exists():
+            session.write_text(str(nice))
 
     def tokens(self) -> tuple[int, float]:
-        """Trained so far, and when the last step was written: half a step more or less would be a percent."""
+        """Trained so far, and the time."""
         lines = self.metrics.read_text().split("\n")[:-1]
-        return sum(json.loads(line)["num_tokens"] for line in lines), self.metrics.stat().st_mtime
+        return sum(json.loads(line)["num_tokens"] for line in lines), time.monotonic()
 
 
 @dataclass
@@ -179,7 +182,7 @@ async def _together(connected: Client, trainer: Trainer, effort: Effort, phase: 
 
 
 def _rate(before: tuple[int, float], after: tuple[int, float]) -> float:
-    return (after[0] - before[0]) / (after[1] - before[1]) if after[1] > before[1] else 0.0
+    return (after[0] - before[0]) / (after[1] - before[1])
 
 
 def figures(found: Found, policies: Sequence[str]) -> list[Figure]:
