@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -26,7 +27,7 @@ class Follower:
     def __init__(self) -> None:
         self._latest: Snapshot | None = None
         self._ready: dict[int, ReadyVersion] = {}
-        self._profiles: dict[str, ServingProfile] = {}
+        self._profiles: WeakValueDictionary[str, ServingProfile] = WeakValueDictionary()
 
     def snapshot(self, session: Session) -> Snapshot:
         """As of `session`; the same object while the change counter stands still."""
@@ -68,9 +69,10 @@ class Follower:
     def _profile(self, manifest: str) -> ServingProfile:
         """One object for all versions with the same profile, which most have."""
         text = json.dumps(json.loads(manifest)["identity"]["serving"], sort_keys=True)
-        if text not in self._profiles:
-            self._profiles[text] = ServingProfile.model_validate_json(text)
-        return self._profiles[text]
+        known = self._profiles.get(text)
+        if known is None:
+            known = self._profiles[text] = ServingProfile.model_validate_json(text)
+        return known
 
 
 def _with_pin(record: ReadyVersion, pinned: bool) -> ReadyVersion:

@@ -19,7 +19,7 @@ from . import rpc
 from .intake import VerifiedFiles
 
 _POLL_FIRST_S, _POLL_LAST_S = 0.001, 0.02
-_CHECKS = background.threads(1, "verify")
+_CHECKS = background.threads(4, "verify")
 _PLACES: tuple[Residency, ...] = ("host", "slot", "pinned")
 
 
