@@ -7,6 +7,7 @@ row first (then the blob stays) or comes after the removal (then it stores them 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,14 @@ class Collector:
 
     def _remove_leftovers(self, before: int) -> int:
         """Private files of processes that died while storing."""
+        num = 0
         with typed_io():
-            old = [path for path in self.tmp.glob("blob-*") if path.stat().st_mtime < before]
-            for path in old:
-                self.fs.unlink(path)
-        return len(old)
+            for path in self.tmp.glob("blob-*"):
+                with suppress(FileNotFoundError):  # whoever stores it has renamed it, or another collector was faster
+                    if path.stat().st_mtime < before:
+                        self.fs.unlink(path)
+                        num += 1
+        return num
 
 
 def _unused(before: int) -> ColumnElement[bool]:

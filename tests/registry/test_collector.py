@@ -97,3 +97,9 @@ def test_jobs_and_their_events_stay(registry: Registry, time: FakeTime) -> None:
     time.advance(100 * GRACE_S)
     registry.collector.collect()
     assert registry.jobs.find(claim.job.id).status == "running"
+
+
+def test_a_private_file_that_goes_away_meanwhile_is_no_failure(registry: Registry) -> None:
+    # A link to nowhere is listed, and gone for whoever looks closer, as a file that is renamed in between.
+    (registry.home.tmp / "blob-gone").symlink_to("nowhere")
+    assert registry.collector.collect().leftovers == 0

@@ -29,6 +29,7 @@ SMALL = {
     "TUNEDOCK_KV_CACHE_BYTES": str(256 << 20),
     "TUNEDOCK_COLLECT_EVERY_S": "2",
     "TUNEDOCK_COLLECT_GRACE_S": "2",
+    "TUNEDOCK_TOOL_PARSER": "hermes",
 }
 
 
