@@ -146,7 +146,7 @@ class Version(Wire):
     @property
     def ref(self) -> str:
         """What to put in `model`: `support@7`."""
-        return version_ref(self.name, self.version) if self.version else f"{self.name}@{self.tag}"
+        return version_ref(self.name, self.version, self.tag)
 
 
 class Adapter(Wire):

@@ -78,9 +78,9 @@ def parse_ref(text: str) -> ModelRef | None:
     return None
 
 
-def version_ref(name: str, version: int) -> str:
-    """The public name of one version, as answers carry it: `support@7`."""
-    return f"{name}@{version}"
+def version_ref(name: str, number: int | None, tag: str | None = None) -> str:
+    """The public name of one version, as answers carry it: `support@7`, or of a checkpoint by its tag."""
+    return f"{name}@{tag if number is None else number}"
 
 
 def checkpoint_tag(job_id: str, step: int) -> str:

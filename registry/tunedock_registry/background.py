@@ -27,7 +27,8 @@ def give_way_as_process(nice: int = NICE) -> None:
     Where the kernel shares processors between sessions (sched(7), "The autogroup feature": the default of most
     distributions), a nice value counts inside its session only. A session that this process leads gets it as a whole.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    nice = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     if sys.platform == "linux" and os.getsid(0) == os.getpid():
         _lower_session(nice)
 

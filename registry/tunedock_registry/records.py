@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
 from tunedock_api.manifest import Manifest, ServingProfile
+from tunedock_api.names import version_ref
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ class ReadyVersion:
 
     @property
     def ref(self) -> str:
-        return f"{self.adapter}@{self.tag if self.number is None else self.number}"
+        return version_ref(self.adapter, self.number, self.tag)
 
 
 @dataclass(frozen=True)

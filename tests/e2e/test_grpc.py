@@ -103,7 +103,7 @@ def test_a_tool_call_of_the_engine_streams_in_the_same_pieces(both: Pair) -> Non
         for client in both
     ]
     rest, grpc = ("".join(piece.get("arguments") or "" for piece in pieces) for pieces in told)
-    assert json.loads(rest) == json.loads(grpc)  # JSON, but of no schema: vLLM holds only `strict` tools to theirs
+    json.loads(rest)  # of no schema: vLLM holds only `strict` tools to theirs
     assert rest == grpc
     assert [[piece["name"] for piece in pieces if piece.get("name")] for pieces in told] == [["weather"]] * 2
     assert all(len(pieces) > 2 for pieces in told)

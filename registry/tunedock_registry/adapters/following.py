@@ -20,6 +20,11 @@ from .snapshot import Snapshot, build
 
 _ID_CHUNK = 16  # manifests have some ten kilobytes each, and the heap keeps the size it once had
 
+_COLUMNS = select(
+    VersionRow.seq, AdapterRow.project, AdapterRow.name, VersionRow.number, VersionRow.tag, VersionRow.digest,
+    VersionRow.base_model, VersionRow.rank, VersionRow.manifest, VersionRow.pinned, VersionRow.created_at,
+).join(AdapterRow, AdapterRow.seq == VersionRow.adapter_seq)  # fmt: skip
+
 
 class Follower:
     """What a version is does not change while it is `ready`, but for its pin; so its record is kept and reused."""
@@ -48,21 +53,11 @@ class Follower:
     def _load(self, session: Session, ids: Sequence[int]) -> dict[int, ReadyVersion]:
         found: dict[int, ReadyVersion] = {}
         for begin in range(0, len(ids), _ID_CHUNK):
-            query = (
-                select(
-                    VersionRow.seq, AdapterRow.project, AdapterRow.name, VersionRow.number, VersionRow.tag,
-                    VersionRow.digest, VersionRow.base_model, VersionRow.rank, VersionRow.manifest, VersionRow.pinned,
-                    VersionRow.created_at,
-                )
-                .join(AdapterRow, AdapterRow.seq == VersionRow.adapter_seq)
-                .where(VersionRow.seq.in_(ids[begin : begin + _ID_CHUNK]))
-            )  # fmt: skip
-            for seq, project, name, number, tag, digest, base, rank, manifest, pinned, created_at in session.execute(
-                query
-            ):
+            chosen = _COLUMNS.where(VersionRow.seq.in_(ids[begin : begin + _ID_CHUNK]))
+            for seq, project, name, number, tag, digest, base, rank, manifest, pinned, made in session.execute(chosen):
+                project, base, profile = sys.intern(project), sys.intern(base), self._profile(manifest)
                 found[seq] = ReadyVersion(
-                    seq, sys.intern(project), name, number, tag, digest, sys.intern(base), rank,
-                    self._profile(manifest), pinned, created_at,
+                    seq, project, name, number, tag, digest, base, rank, profile, pinned, made
                 )  # fmt: skip
         return found
 

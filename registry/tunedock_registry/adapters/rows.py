@@ -77,7 +77,7 @@ def version_record(row: VersionRow, adapter: AdapterRow, manifest: Manifest) -> 
 
 
 def ref_of(row: VersionRow, adapter: AdapterRow) -> str:
-    return f"{adapter.name}@{row.tag}" if row.number is None else version_ref(adapter.name, row.number)
+    return version_ref(adapter.name, row.number, row.tag)
 
 
 def versions_query() -> Select[VersionRow, AdapterRow]:
