@@ -33,29 +33,44 @@ def test_who_gave_way_further_stays_there() -> None:
         assert pool.submit(twice).result() == 15
 
 
-SAYS_ITS_PRIORITIES = """
+AUTOGROUP = Path("/proc/self/autogroup")
+groups_sessions = pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not group sessions")
+
+GIVES_WAY = """
 import os
 from pathlib import Path
 from tunedock_registry.background import give_way_as_process
 give_way_as_process(12)
+print(os.getpriority(os.PRIO_PROCESS, 0), end=" ")
 group = Path("/proc/self/autogroup")
-print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else 12)
+print(group.read_text() if group.exists() else "")
 """
 
 
-def priorities(new_session: bool) -> list[int]:
-    """Of a process that gave way, and of its session."""
-    command = [sys.executable, "-c", SAYS_ITS_PRIORITIES]
+def what_gave_way(new_session: bool) -> tuple[int, str]:
+    """The priority of a process that gave way, and what the kernel says of its session.
+
+    The kernel says nothing of a session that it put into the group of all (`proc_sched_autogroup_show_task`).
+    """
+    command = [sys.executable, "-c", GIVES_WAY]
     done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=new_session)
-    return [int(number) for number in done.stdout.split()]
+    nice, _, session = done.stdout.partition(" ")
+    return int(nice), session.strip()
 
 
+def test_a_process_gives_way() -> None:
+    assert what_gave_way(new_session=False)[0] == 12
+
+
+@groups_sessions
 def test_a_process_gives_way_with_the_session_that_it_leads() -> None:
-    assert priorities(new_session=True) == [12, 12]
+    nice, session = what_gave_way(new_session=True)
+    assert nice == 12
+    assert session.endswith(" nice 12")
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not group sessions")
+@groups_sessions
 def test_a_session_of_others_keeps_its_share() -> None:
-    before = Path("/proc/self/autogroup").read_text()
-    assert priorities(new_session=False)[0] == 12
-    assert Path("/proc/self/autogroup").read_text() == before
+    before = AUTOGROUP.read_text()
+    assert what_gave_way(new_session=False)[1] == before.strip()
+    assert AUTOGROUP.read_text() == before
