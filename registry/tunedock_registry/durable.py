@@ -15,6 +15,24 @@ from tunedock_api.errors import Unavailable
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def sync(path: Path) -> None:
+    """What was written to a file, or the names in a folder, survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Written under another name first: the file has its old contents or the new ones, whatever happens."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_bytes(data)
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)
+
+
 class DurableFS:
     """Plain calls; each either happened or raised OSError. What is durable when, is up to the caller's order:
     data (`sync_file`) before its name (`link` or `rename`), the name made durable by `sync_dir` of its folder."""
@@ -37,11 +55,7 @@ class DurableFS:
         os.fsync(file.fileno())
 
     def sync_dir(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(path)
 
     def link(self, source: Path, target: Path) -> None:
         """Atomic create: raises FileExistsError and leaves the existing file alone."""

@@ -4,7 +4,6 @@ that the rest is whole; a step without one does not exist."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tunedock_registry.durable import sync, write_file
 
 from .trainee import Trainee
 
@@ -48,9 +48,9 @@ class Checkpoints:
             tensors["best"] = best
         save_file({name: tensor.detach().cpu() for name, tensor in tensors.items()}, target / _WEIGHTS)
         manifest = {"digest": self._digest, "step": trainee.step, "notes": notes}
-        _sync(target / _WEIGHTS)
-        _write(target / _MANIFEST, json.dumps(manifest).encode())
-        _sync(self._folder)
+        sync(target / _WEIGHTS)
+        write_file(target / _MANIFEST, json.dumps(manifest).encode())
+        sync(self._folder)
         for old in self.all()[:-KEEP]:
             shutil.rmtree(old.folder, ignore_errors=True)
         return Saved(target, trainee.step, notes)
@@ -86,20 +86,3 @@ class Checkpoints:
         if manifest["digest"] != self._digest:
             return None
         return Saved(folder, manifest["step"], manifest["notes"])
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Under another name first, so that the file is either whole or absent."""
-    draft = path.with_suffix(".tmp")
-    draft.write_bytes(data)
-    _sync(draft)
-    draft.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

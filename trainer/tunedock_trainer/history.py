@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunedock_registry.durable import sync, write_file
+
 # OpenAI's header first, further columns after it.
 COLUMNS = (
     "step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy",
@@ -66,12 +68,16 @@ class History:
         self._path = path
         self.rows = [row for row in _read(path) if row.step <= step]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(_line(row) for row in self.rows), encoding="utf-8")
+        write_file(path, "".join(_line(row) for row in self.rows).encode())
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(row))
+
+    def sync(self) -> None:
+        """What was added survives a power cut."""
+        sync(self._path)
 
     def csv(self) -> bytes:
         """The result file."""

@@ -74,6 +74,8 @@ class Run:
         self._pace = Pace((job.num_runs - job.number) * trainee.total_steps - trainee.step)
         self._told = last_told(registry, job.record.id)
         self._saved_at = self._began = time.monotonic()
+        for row in self.history.rows:  # a state can be on disk before its step is told
+            self._tell(row)
         if saved is not None:
             reporter.event(f"Training continues after step {saved.step}", data={"step": saved.step})
 
@@ -105,6 +107,7 @@ class Run:
         self.history.add(row)
         self.trackers.add(row)
         self._tell(row)
+        self._tell_pace()
         if row.full_valid_loss is not None:
             self._best.see(row.full_valid_loss, row.step, self.trainee.adapter.params, self._job.config.min_delta)
         if self.trainee.at_epoch_end and not self.done:
@@ -150,6 +153,8 @@ class Run:
         if before + row.step > self._told:
             text, data = row.message(before + row.step, total), row.data(before + row.step, total)
             self._reporter.event(text, "metrics", data=data)
+
+    def _tell_pace(self) -> None:
         finish = self._pace.estimate()
         if finish is not None:
             self._reporter.progress(estimated_finish=finish)
@@ -167,7 +172,8 @@ class Run:
             self._reporter.event(text, data=data)
 
     def save(self) -> None:
-        """A state to resume from."""
+        """A state to resume from. The history of its steps is on disk before it is."""
+        self.history.sync()
         best = {"loss": self._best.loss, "step": self._best.step, "stale": self._best.stale}
         saved = self._checkpoints.save(self.trainee, {"best": best}, self._best.weights)
         self._reporter.progress(saved_step=self._job.number * self.trainee.total_steps + saved.step)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tunedock_api.errors import BadInput, Unavailable
 
+from ..durable import sync
 from ..layout import Home
 from .child import ChildFailed, run_child
 from .local import LocalModel, Progress, ProgressSink, check_folder
@@ -163,15 +164,7 @@ def _convert(gguf: Path, work: Path, report: ProgressSink) -> Path:
 
 def _publish(out: Path, target: Path) -> None:
     for file in out.iterdir():
-        _fsync(file)
-    _fsync(out)
+        sync(file)
+    sync(out)
     out.rename(target)
-    _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
