@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from tunedock_api.manifest import WEIGHTS_FILE
+from tunedock_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
-from .slots import PackedAdapter, pack
+from .packing import Packer, Recipe
+from .slots import PackedAdapter
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+MAX_RECIPES = 16
+MAX_KEPT_BYTES = 64 << 20  # of the buffer between two files: new memory costs a page fault for every 4 KiB
 
 
 class StageError(Exception):
@@ -49,75 +54,127 @@ class Staged:
     model: Any = None
 
 
-def read(manager: Any, request: LoRARequest) -> Staged:
-    """Raises StageError, and nothing else: whatever is wrong belongs to this adapter alone."""
-    try:
-        return _read(manager, request)
-    except StageError:
-        raise
-    except OSError as error:
-        raise StageError("unavailable", f"its files cannot be read ({type(error).__name__})") from error
-    except Exception as error:  # thread edge: vLLM and safetensors raise all kinds of errors about contents
-        missing = type(error).__name__ == "LoRAAdapterNotFoundError"
-        reason = "its files are missing" if missing else str(error)[:500]
-        raise StageError("unavailable" if missing else "rejected", reason) from error
+class Reader:
+    """Reads for `manager`, vLLM's worker LoRA manager. One thread at a time."""
 
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._recipes: OrderedDict[tuple[bytes, ...], Recipe] = OrderedDict()
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
-def _read(manager: Any, request: LoRARequest) -> Staged:
-    adapters = manager._adapter_manager
-    places = module_places(adapters.modules, adapters.packed_modules)
-    max_rank = adapters.lora_config.max_lora_rank
-    layers = getattr(adapters, "tunedock_layers", {})
-    if not layers or len(layers) != len(adapters.modules):
-        model = manager.read_from_disk(request)
-        check(model.loras, places, max_rank)
+    def read(self, request: LoRARequest) -> Staged:
+        """Raises StageError, and nothing else: whatever is wrong belongs to this adapter alone."""
+        try:
+            return self._read(request)
+        except StageError:
+            raise
+        except OSError as error:
+            raise StageError("unavailable", f"its files cannot be read ({type(error).__name__})") from error
+        except Exception as error:  # thread edge: vLLM and safetensors raise all kinds of errors about contents
+            missing = type(error).__name__ == "LoRAAdapterNotFoundError"
+            reason = "its files are missing" if missing else str(error)[:500]
+            raise StageError("unavailable" if missing else "rejected", reason) from error
+
+    def _read(self, request: LoRARequest) -> Staged:
+        adapters = self._manager._adapter_manager
+        layers = getattr(adapters, "tunedock_layers", {})
+        if layers and len(layers) == len(adapters.modules):
+            return Staged(request.lora_int_id, packed=self._packed(Path(request.lora_path)))
+        model = self._manager.read_from_disk(request)
+        self._check(model.loras)
         check_values(model.loras)
         adapters._create_merged_loras_inplace(model)
         return Staged(request.lora_int_id, model=model)
-    weights = _read_weights(Path(request.lora_path), adapters)
-    check(weights, places, max_rank)
-    owners = {part: name for name, parts in adapters.packed_modules.items() for part in parts}
-    slices = {name: (layers[owners.get(name, name)], index) for name, (_, index) in places.items()}
-    packed = pack(weights, slices)
-    if not packed.is_finite():
-        check_values(weights)
-        raise StageError("rejected", "it holds values beyond the range of the engine's dtype")
-    return Staged(request.lora_int_id, packed=packed)
+
+    def _packed(self, folder: Path) -> PackedAdapter:
+        """By the recipe of an earlier file with the same header and config, or by looking at every tensor."""
+        header, data = self._file(folder / WEIGHTS_FILE)
+        key = ((folder / CONFIG_FILE).read_bytes(), header, data.nbytes.to_bytes(8))
+        recipe = self._recipes.get(key)
+        packed = recipe.pack(data.data_ptr()) if recipe else self._pack(folder, key, data)
+        if not packed.is_finite():
+            check_values(self._weights(folder, header, data))
+            raise StageError("rejected", "it holds values beyond the range of the engine's dtype")
+        if key in self._recipes:
+            self._recipes.move_to_end(key)
+        return packed
+
+    def _file(self, path: Path) -> tuple[bytes, torch.Tensor]:
+        """Header and data of a safetensors file; the data stay valid until the next call."""
+        header, buffer, num_bytes = read_safetensors(path, self._buffer)
+        if len(buffer) <= MAX_KEPT_BYTES:
+            self._buffer = buffer
+        return header, buffer[:num_bytes]
+
+    def _pack(self, folder: Path, key: tuple[bytes, ...], data: torch.Tensor) -> PackedAdapter:
+        weights = self._weights(folder, key[1], data)
+        self._check(weights)
+        recipe = self._packer.recipe(weights)
+        reusable = recipe.relative(data) if recipe else None
+        if reusable is not None:
+            self._recipes[key] = reusable
+            if len(self._recipes) > MAX_RECIPES:
+                self._recipes.popitem(last=False)
+        return recipe.pack(0) if recipe else self._packer.pack(weights)
+
+    @cached_property
+    def _packer(self) -> Packer:
+        adapters = self._manager._adapter_manager
+        owners = {part: name for name, parts in adapters.packed_modules.items() for part in parts}
+        layers = adapters.tunedock_layers
+        return Packer({name: (layers[owners.get(name, name)], index) for name, (_, index) in self._places.items()})
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Any, int]]:
+        adapters = self._manager._adapter_manager
+        return module_places(adapters.modules, adapters.packed_modules)
+
+    def _check(self, loras: dict[str, Any]) -> None:
+        check(loras, self._places, self._manager._adapter_manager.lora_config.max_lora_rank)
+
+    def _weights(self, folder: Path, header: bytes, data: torch.Tensor) -> dict[str, Weights]:
+        """vLLM's own rules for config and names, without its detour over one open file and one cast for each tensor."""
+        adapters = self._manager._adapter_manager
+        helper = PEFTHelper.from_local_dir(str(folder), None)
+        helper.validate_legal(adapters.lora_config)
+        mapper = getattr(adapters.model, "hf_to_vllm_mapper", None)
+        mapper = mapper.get_rename_mapper() if mapper is not None else None
+        halves: dict[str, dict[bool, torch.Tensor]] = {}
+        for name, tensor in tensors(header, data).items():
+            module, is_a = parse_fine_tuned_lora_name(name, mapper)
+            halves.setdefault(module, {})[is_a] = tensor
+        for module, pair in halves.items():
+            if len(pair) != 2:
+                raise StageError("rejected", f"{module} lacks lora_A or lora_B")
+        return {m: Weights(pair[True], pair[False], helper.get_rank_and_scaling(m)[1]) for m, pair in halves.items()}
 
 
-def _read_weights(path: Path, adapters: Any) -> dict[str, Weights]:
-    """vLLM's own rules for config and names, without its detour over one open file and one cast for each tensor."""
-    helper = PEFTHelper.from_local_dir(str(path), None)
-    helper.validate_legal(adapters.lora_config)
-    mapper = getattr(adapters.model, "hf_to_vllm_mapper", None)
-    mapper = mapper.get_rename_mapper() if mapper is not None else None
-    halves: dict[str, dict[bool, torch.Tensor]] = {}
-    for name, tensor in tensors(path / WEIGHTS_FILE).items():
-        module, is_a = parse_fine_tuned_lora_name(name, mapper)
-        halves.setdefault(module, {})[is_a] = tensor
-    for module, pair in halves.items():
-        if len(pair) != 2:
-            raise StageError("rejected", f"{module} lacks lora_A or lora_B")
-    return {m: Weights(pair[True], pair[False], helper.get_rank_and_scaling(m)[1]) for m, pair in halves.items()}
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """A safetensors file as views of one buffer.
+def read_safetensors(path: Path, buffer: torch.Tensor) -> tuple[bytes, torch.Tensor, int]:
+    """A file's header, `buffer` or a larger one with its data, and how many bytes these are.
 
     The safetensors package holds the interpreter while it reads, so that every stream waits for it (4 ms of 10 MB). The
     file is not mapped: one that somebody truncates would kill the engine. Raises ValueError for what is no such file.
     """
     with path.open("rb", buffering=0) as stream:
         header_bytes, file_bytes = int.from_bytes(stream.read(8), "little"), path.stat().st_size
-        if 8 + header_bytes > file_bytes:
+        data_bytes = file_bytes - 8 - header_bytes
+        if data_bytes < 0:
             raise ValueError("it is no safetensors file")
-        header = json.loads(stream.read(header_bytes))
-        data = torch.empty(file_bytes - 8 - header_bytes, dtype=torch.uint8)
-        buffer: Any = data.numpy()
-        rest = memoryview(buffer)
+        header = stream.read(header_bytes)
+        if len(buffer) < data_bytes:
+            buffer = torch.empty(data_bytes, dtype=torch.uint8)
+        whole: Any = buffer.numpy()
+        rest = memoryview(whole)[:data_bytes]
         while num := stream.readinto(rest):
             rest = rest[num:]
-    return {name: _view(data, **entry) for name, entry in header.items() if name != "__metadata__"}
+    if rest:
+        raise ValueError("its end is missing")
+    return header, buffer, data_bytes
+
+
+def tensors(header: bytes, data: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views of `data`. Raises ValueError or TypeError for a header that says what cannot be."""
+    return {name: _view(data, **entry) for name, entry in json.loads(header).items() if name != "__metadata__"}
 
 
 def _view(data: torch.Tensor, dtype: str, shape: list[int], data_offsets: list[int]) -> torch.Tensor:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import kernel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerSlots:
     """a `[slots, slices, max_rank, in]`, b `[slots, max_rank, out]`; slice i owns the columns `offsets[i:i + 2]` of b."""
 
@@ -64,27 +66,69 @@ class LayerSlots:
         )
 
 
-@dataclass(frozen=True)
-class PackedAdapter:
-    """One adapter in host memory, ready to be copied into a slot: for each layer a `[slices, rank, in]`, b `[rank, out]`.
-
-    `a` and `b` are views of `memory`.
-    """
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How adapters of one rank are packed: for each layer a `[slices, rank, in]`, then for each layer b `[rank, out]`."""
 
     rank: int
     layers: tuple[LayerSlots, ...]
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        shapes: list[tuple[int, ...]] = [(len(layer.widths), self.rank, layer.inner) for layer in self.layers]
+        return shapes + [(self.rank, layer.offsets[-1]) for layer in self.layers]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Of each tensor in the memory of a packed adapter, and the end of the last."""
+        return [0, *accumulate(math.prod(shape) for shape in self.shapes)]
+
+    @cached_property
+    def moves(self) -> tuple[Any, Any]:
+        """For the kernel: pieces from offsets in packed memory to slot 0, and the bytes from there to the next slot."""
+        pieces, steps = [], []
+        for tensor, start, length in self._parts():
+            pieces.append((tensor.itemsize * start, tensor.data_ptr(), 1, length, length, 1.0, False, False))
+            steps.append(tensor.itemsize * tensor.stride(0))
+        return np.array(pieces, kernel.PIECE), np.array(steps, "u8")
+
+    def _parts(self) -> Iterator[tuple[torch.Tensor, int, int]]:
+        """What lies together both in a slot and packed: where of all slots, where packed, how many elements."""
+        for layer, start in zip(self.layers, self.starts, strict=False):
+            length = self.rank * layer.inner
+            for index in range(len(layer.widths)):
+                yield layer.a[:, index], start + index * length, length
+        for layer, start in zip(self.layers, self.starts[len(self.layers) :], strict=False):
+            yield layer.b, start, self.rank * layer.offsets[-1]
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """One adapter in host memory, ready to be copied into a slot."""
+
+    layout: Layout
     memory: torch.Tensor
-    a: tuple[torch.Tensor, ...]
-    b: tuple[torch.Tensor, ...]
 
     @classmethod
-    def zeros(cls, rank: int, layers: tuple[LayerSlots, ...]) -> PackedAdapter:
-        shapes: list[tuple[int, ...]] = [(len(layer.widths), rank, layer.inner) for layer in layers]
-        shapes += [(rank, layer.offsets[-1]) for layer in layers]
-        memory = torch.zeros(sum(math.prod(shape) for shape in shapes), dtype=layers[0].a.dtype)
-        parts = memory.split([math.prod(shape) for shape in shapes])
-        views = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
-        return cls(rank, layers, memory, views[: len(layers)], views[len(layers) :])
+    def zeros(cls, layout: Layout) -> PackedAdapter:
+        return cls(layout, torch.zeros(layout.starts[-1], dtype=layout.layers[0].a.dtype))
+
+    @property
+    def rank(self) -> int:
+        return self.layout.rank
+
+    @cached_property
+    def a(self) -> tuple[torch.Tensor, ...]:
+        """Views of `memory`, one for each layer."""
+        return self._views()[: len(self.layout.layers)]
+
+    @cached_property
+    def b(self) -> tuple[torch.Tensor, ...]:
+        return self._views()[len(self.layout.layers) :]
+
+    def _views(self) -> tuple[torch.Tensor, ...]:
+        parts = self.memory.split([math.prod(shape) for shape in self.layout.shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, self.layout.shapes, strict=True))
 
     def is_finite(self) -> bool:
         """False when it holds NaN or infinity, both of which smallest and largest show: 25 times faster than `isfinite`."""
@@ -92,57 +136,13 @@ class PackedAdapter:
 
     def copy_into(self, slot: int) -> None:
         """One call for all layers. Ranks of the slot beyond `rank` keep old values; nobody reads them."""
-        targets = [layer.a[slot, :, : self.rank] for layer in self.layers]
-        targets += [layer.b[slot, : self.rank] for layer in self.layers]
+        if kernel.library() is not None and self.memory.dtype == torch.bfloat16:
+            pieces, steps = self.layout.moves
+            pieces = pieces.copy()
+            pieces["source"] += self.memory.data_ptr()
+            pieces["target"] += slot * steps
+            kernel.pack(pieces)
+            return
+        targets = [layer.a[slot, :, : self.rank] for layer in self.layout.layers]
+        targets += [layer.b[slot, : self.rank] for layer in self.layout.layers]
         torch._foreach_copy_(targets, [*self.a, *self.b])
-
-
-def pack(weights: Mapping[str, Any], places: Mapping[str, tuple[LayerSlots, int]]) -> PackedAdapter:
-    """`weights` maps a module to vLLM's layer weights (lora_a `[r, in]`, lora_b `[out, r]`, scaling), `places` to its slice.
-
-    Modules that the adapter leaves alone become zeros; ranks below the largest are padded with zeros.
-    """
-    rank = max(item.lora_a.shape[0] for item in weights.values())
-    packed = PackedAdapter.zeros(rank, tuple({id(layer): layer for layer, _ in places.values()}.values()))
-    if kernel.library() is not None and packed.memory.dtype == torch.bfloat16 and _kernel_reads(weights):
-        kernel.pack(_pieces(packed, weights, places))
-    else:
-        _copy(packed, weights, places)
-    return packed
-
-
-def _kernel_reads(weights: Mapping[str, Any]) -> bool:
-    tensors = (tensor for item in weights.values() for tensor in (item.lora_a, item.lora_b))
-    return all(tensor.dtype in (torch.bfloat16, torch.float32) and tensor.is_contiguous() for tensor in tensors)
-
-
-def _pieces(
-    packed: PackedAdapter, weights: Mapping[str, Any], places: Mapping[str, tuple[LayerSlots, int]]
-) -> list[kernel.Piece]:
-    """What `_copy` does, as addresses."""
-    starts = {
-        id(layer): (a.data_ptr(), b.data_ptr()) for layer, a, b in zip(packed.layers, packed.a, packed.b, strict=True)
-    }
-    pieces: list[kernel.Piece] = []
-    size = packed.memory.itemsize
-    for name, item in weights.items():
-        layer, index = places[name]
-        (own, inner), outer = item.lora_a.shape, item.lora_b.shape[0]
-        a, b = starts[id(layer)]
-        to_a, to_b = a + size * index * packed.rank * inner, b + size * layer.offsets[index]
-        wide_a, wide_b = item.lora_a.dtype == torch.float32, item.lora_b.dtype == torch.float32
-        pieces.append(kernel.Piece(item.lora_a.data_ptr(), to_a, own, inner, inner, 1.0, wide_a, False))
-        width = layer.offsets[-1]
-        pieces.append(kernel.Piece(item.lora_b.data_ptr(), to_b, outer, own, width, item.scaling, wide_b, True))
-    return pieces
-
-
-def _copy(packed: PackedAdapter, weights: Mapping[str, Any], places: Mapping[str, tuple[LayerSlots, int]]) -> None:
-    a = {id(layer): tensor for layer, tensor in zip(packed.layers, packed.a, strict=True)}
-    b = {id(layer): tensor for layer, tensor in zip(packed.layers, packed.b, strict=True)}
-    for name, item in weights.items():
-        layer, index = places[name]
-        start, end = layer.offsets[index : index + 2]
-        own = item.lora_a.shape[0]
-        a[id(layer)][index, :own].copy_(item.lora_a)
-        b[id(layer)][:own, start:end].copy_(item.lora_b.t() if item.scaling == 1 else item.lora_b.t() * item.scaling)

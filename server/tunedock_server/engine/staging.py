@@ -16,7 +16,7 @@ from tunedock_registry.background import give_way
 from vllm.lora.request import LoRARequest
 
 from . import affinity, slot_table
-from .reading import Staged, StageError, read
+from .reading import Reader, Staged, StageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class StagedAdapters:
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
+        self._reader = Reader(manager)
         self._staged: dict[int, Staged] = {}
         self._jobs: dict[int, _Job] = {}
         self._thread = ThreadPoolExecutor(1, "tunedock-stage", _keep_out_of_the_way)
@@ -47,7 +48,7 @@ class StagedAdapters:
         if lora_id in self._jobs or (lora_id in self._staged and not load):
             return
         slot = slot_table.reserve(self._manager._adapter_manager, lora_id) if load and self._has_own_slots() else None
-        work = self._thread.submit(_work, self._manager, request, self._staged.get(lora_id), slot)
+        work = self._thread.submit(_work, self._reader, request, self._staged.get(lora_id), slot)
         self._jobs[lora_id] = _Job(work, slot, load)
 
     def finished(self, lora_id: int) -> bool:
@@ -129,9 +130,9 @@ def _keep_out_of_the_way() -> None:
     torch.set_num_threads(1)
 
 
-def _work(manager: Any, request: LoRARequest, staged: Staged | None, slot: int | None) -> Staged:
+def _work(reader: Reader, request: LoRARequest, staged: Staged | None, slot: int | None) -> Staged:
     """On the thread. Torch gives the interpreter back while it copies, so steps run on."""
-    staged = staged or read(manager, request)
+    staged = staged or reader.read(request)
     if slot is not None and staged.packed is not None:
         staged.packed.copy_into(slot)
     return staged

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tunedock_server.engine import kernel, lora_math
-from tunedock_server.engine.slots import LayerSlots, pack
+from tunedock_server.engine.packing import Packer
+from tunedock_server.engine.slots import LayerSlots
 
 SLOTS, RANK, INNER = 4, 8, 96
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -168,12 +169,13 @@ def _random_layer(
     return layer, x.to(dtype), y.to(dtype)
 
 
-def test_a_packed_adapter_lands_in_its_slot_and_leaves_the_others_alone() -> None:
-    layer = LayerSlots.empty(3, 8, 16, (4, 6), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_packed_adapter_lands_in_its_slot_and_leaves_the_others_alone(dtype: torch.dtype) -> None:
+    layer = LayerSlots.empty(3, 8, 16, (4, 6), dtype)
     layer.a.fill_(7.0)
     layer.b.fill_(7.0)
-    whole = _Weights(torch.randn(3, 16), torch.randn(6, 3), 2.0)
-    packed = pack({"up": whole}, {"gate": (layer, 0), "up": (layer, 1)})
+    whole = _Weights(torch.randn(3, 16).to(dtype), torch.randn(6, 3).to(dtype), 2.0)
+    packed = Packer({"gate": (layer, 0), "up": (layer, 1)}).pack({"up": whole})
     packed.copy_into(1)
     assert packed.rank == 3
     assert torch.equal(layer.a_views()[1][1, 0, :3], whole.lora_a)

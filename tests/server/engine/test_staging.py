@@ -2,68 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tunedock_server.engine import slot_table
+from support.lora_books import Manager, write_adapter
 from tunedock_server.engine.reading import StageError, module_places
-from tunedock_server.engine.slots import LayerSlots, PackedAdapter
+from tunedock_server.engine.slots import PackedAdapter
 from tunedock_server.engine.staging import StagedAdapters
-from vllm.lora.model_manager import AdapterLRUCache
 from vllm.lora.request import LoRARequest
-
-INNER, WIDTHS, RANK = 12, (8, 4, 4), 4
-PARTS = ("q_proj", "k_proj", "v_proj")
-
-
-class Books:
-    """What `slot_table` and `staging` use of vLLM's two LoRA managers, for one packed layer `qkv_proj`."""
-
-    def __init__(self, slots: int) -> None:
-        self.layer = LayerSlots.empty(slots, RANK, INNER, WIDTHS, torch.float32)
-        wrapped = SimpleNamespace(tp_size=1, lora_a_stacked=self.layer.a_views(), lora_b_stacked=self.layer.b_views())
-        self.modules: dict[str, Any] = {"qkv_proj": wrapped}
-        self.packed_modules = {"qkv_proj": list(PARTS)}
-        self.tunedock_layers = {"qkv_proj": self.layer}
-        self.lora_config = SimpleNamespace(max_lora_rank=RANK)
-        self.model = SimpleNamespace()
-        self.lora_slots = slots
-        self.lora_index_to_id: list[int | None] = [None] * slots
-        self._active_adapters: AdapterLRUCache[None] = AdapterLRUCache(slots, self._leave)
-        self.punica_wrapper_mapping = {"language_model": SimpleNamespace(ranks={})}
-
-    def _leave(self, lora_id: int) -> None:
-        if lora_id in self.lora_index_to_id:
-            self.lora_index_to_id[self.lora_index_to_id.index(lora_id)] = None
-
-
-class Manager:
-    def __init__(self, slots: int = 3) -> None:
-        self._adapter_manager = Books(slots)
-        self.staged = StagedAdapters(self)
-
-    def add_adapter(self, request: LoRARequest) -> None:
-        slot_table.activate(self._adapter_manager, request.lora_int_id, self.staged.get(request.lora_int_id).packed)
-
-
-def _request(folder: Path, lora_id: int, fill: float, rank: int = 2) -> LoRARequest:
-    path = folder / str(lora_id)
-    path.mkdir()
-    config = {"r": rank, "lora_alpha": rank, "target_modules": list(PARTS), "peft_type": "LORA"}
-    (path / "adapter_config.json").write_text(json.dumps(config))
-    tensors = {}
-    for part, width in zip(PARTS, WIDTHS, strict=True):
-        tensors[f"base_model.model.{part}.lora_A.weight"] = torch.full((rank, INNER), fill)
-        tensors[f"base_model.model.{part}.lora_B.weight"] = torch.full((width, rank), fill)
-    save_file(tensors, path / "adapter_model.safetensors")
-    return LoRARequest(lora_name=f"digest{lora_id}", lora_int_id=lora_id, lora_path=str(path))
 
 
 def _wait(staged: StagedAdapters, lora_id: int) -> None:
@@ -75,7 +24,7 @@ def _wait(staged: StagedAdapters, lora_id: int) -> None:
 
 def test_a_loaded_adapter_is_in_its_slot_with_its_rank(tmp_path: Path) -> None:
     manager = Manager()
-    manager.staged.begin(_request(tmp_path, 11, 3.0), load=True)
+    manager.staged.begin(write_adapter(tmp_path, 11, 3.0), load=True)
     _wait(manager.staged, 11)
     books = manager._adapter_manager
     slot = books.lora_index_to_id.index(11)
@@ -86,7 +35,7 @@ def test_a_loaded_adapter_is_in_its_slot_with_its_rank(tmp_path: Path) -> None:
 
 def test_staging_alone_takes_no_slot(tmp_path: Path) -> None:
     manager = Manager()
-    manager.staged.begin(_request(tmp_path, 11, 3.0), load=False)
+    manager.staged.begin(write_adapter(tmp_path, 11, 3.0), load=False)
     _wait(manager.staged, 11)
     assert manager._adapter_manager.lora_index_to_id == [None, None, None]
     assert manager.staged.ids() == [11]
@@ -94,7 +43,7 @@ def test_staging_alone_takes_no_slot(tmp_path: Path) -> None:
 
 def test_while_a_slot_is_filled_no_step_can_take_it_and_others_still_get_one(tmp_path: Path) -> None:
     manager, gate = Manager(slots=2), threading.Event()
-    first, second = _request(tmp_path, 11, 1.0), _request(tmp_path, 12, 2.0)
+    first, second = write_adapter(tmp_path, 11, 1.0), write_adapter(tmp_path, 12, 2.0)
     manager.staged.begin(first, load=False)
     _wait(manager.staged, 11)
     manager.staged._thread.submit(gate.wait)
@@ -110,7 +59,7 @@ def test_while_a_slot_is_filled_no_step_can_take_it_and_others_still_get_one(tmp
 
 def test_a_batch_that_needs_every_slot_waits_for_the_reserved_one(tmp_path: Path) -> None:
     manager = Manager(slots=2)
-    manager.staged.begin(_request(tmp_path, 11, 1.0), load=True)
+    manager.staged.begin(write_adapter(tmp_path, 11, 1.0), load=True)
     manager.staged.settle_all()
     assert all(owner is None or owner > 0 for owner in manager._adapter_manager.lora_index_to_id)
     _wait(manager.staged, 11)
@@ -119,7 +68,7 @@ def test_a_batch_that_needs_every_slot_waits_for_the_reserved_one(tmp_path: Path
 
 def test_a_failed_load_gives_its_slot_back(tmp_path: Path) -> None:
     manager = Manager()
-    request = _request(tmp_path, 11, float("nan"))
+    request = write_adapter(tmp_path, 11, float("nan"))
     manager.staged.begin(request, load=True)
     with pytest.raises(StageError) as caught:
         _wait(manager.staged, 11)
@@ -141,7 +90,7 @@ def test_missing_files_are_unavailable_not_rejected(tmp_path: Path) -> None:
 
 def test_dropping_what_is_being_loaded_frees_its_slot(tmp_path: Path) -> None:
     manager = Manager()
-    manager.staged.begin(_request(tmp_path, 11, 1.0), load=True)
+    manager.staged.begin(write_adapter(tmp_path, 11, 1.0), load=True)
     manager.staged.drop(11)
     assert manager._adapter_manager.lora_index_to_id == [None, None, None]
     assert manager.staged.ids() == []
@@ -150,7 +99,7 @@ def test_dropping_what_is_being_loaded_frees_its_slot(tmp_path: Path) -> None:
 def test_the_least_recently_used_adapter_makes_room(tmp_path: Path) -> None:
     manager = Manager(slots=2)
     for lora_id in (11, 12, 13):
-        manager.staged.begin(_request(tmp_path, lora_id, float(lora_id)), load=True)
+        manager.staged.begin(write_adapter(tmp_path, lora_id, float(lora_id)), load=True)
         _wait(manager.staged, lora_id)
     assert sorted(owner or 0 for owner in manager._adapter_manager.lora_index_to_id) == [12, 13]
     manager.add_adapter(LoRARequest(lora_name="x", lora_int_id=11, lora_path="x"))
@@ -159,7 +108,7 @@ def test_the_least_recently_used_adapter_makes_room(tmp_path: Path) -> None:
 
 def test_scaling_is_folded_into_b(tmp_path: Path) -> None:
     manager = Manager()
-    request = _request(tmp_path, 11, 1.0)
+    request = write_adapter(tmp_path, 11, 1.0)
     config = tmp_path / "11" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 6'))
     manager.staged.begin(request, load=False)
@@ -172,7 +121,7 @@ def test_scaling_is_folded_into_b(tmp_path: Path) -> None:
 
 def test_the_answer_comes_from_the_thread_and_the_step_takes_over(tmp_path: Path) -> None:
     manager = Manager()
-    manager.staged.begin(_request(tmp_path, 11, 1.0), load=True)
+    manager.staged.begin(write_adapter(tmp_path, 11, 1.0), load=True)
     assert manager.staged.reply(11).result(timeout=20) == {"done": True}
     assert 11 not in manager._adapter_manager.lora_index_to_id
     manager.staged.collect()
@@ -182,7 +131,7 @@ def test_the_answer_comes_from_the_thread_and_the_step_takes_over(tmp_path: Path
 
 def test_the_answer_to_a_failure_says_why_and_nothing_is_left(tmp_path: Path) -> None:
     manager = Manager()
-    manager.staged.begin(_request(tmp_path, 11, float("inf")), load=True)
+    manager.staged.begin(write_adapter(tmp_path, 11, float("inf")), load=True)
     answer = manager.staged.reply(11).result(timeout=20)
     assert answer["kind"] == "rejected"
     assert "NaN or infinite" in str(answer["error"])

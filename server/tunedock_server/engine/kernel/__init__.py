@@ -13,9 +13,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 _HERE = Path(__file__).parent
 _SOURCES = ("lora.c", "pack.c", "bind.c")
@@ -56,27 +58,21 @@ class Batch(ctypes.Structure):
     )
 
 
-class Piece(ctypes.Structure):
-    """`piece_t` in pack.c: one matrix of an adapter file and where it goes."""
-
-    _fields_ = (
-        ("from_", ctypes.c_void_p),
-        ("to", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("wide", ctypes.c_int16),
-        ("turned", ctypes.c_int16),
-    )
+PIECE = np.dtype(
+    {
+        "names": ("source", "target", "rows", "columns", "stride", "scale", "wide", "turned"),
+        "formats": ("u8", "u8", "i8", "i8", "i8", "f4", "i2", "i2"),
+    }
+)
+"""`piece_t` in pack.c: one matrix, where it lies and where it goes."""
 
 
-def pack(pieces: Sequence[Piece]) -> None:
-    """Without the interpreter's lock. Only where `library` is there."""
+def pack(pieces: np.ndarray[Any, np.dtype[np.void]]) -> None:
+    """`pieces`: of PIECE. Without the interpreter's lock. Only where `library` is there."""
     built = library()
     if built is None:
         raise RuntimeError("the kernel is not built here")
-    built.tunedock_pack((Piece * len(pieces))(*pieces), len(pieces))
+    built.tunedock_pack(pieces.ctypes.data, len(pieces))
 
 
 @cache

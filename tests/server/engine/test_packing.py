@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tunedock_server.engine.slots import LayerSlots, pack
+from tunedock_server.engine.packing import Packer
+from tunedock_server.engine.slots import LayerSlots
 
 INNER, WIDTHS, RANK = 24, (70, 37), 5
 
@@ -32,7 +33,7 @@ def test_every_matrix_is_where_a_step_reads_it(target: torch.dtype, dtype: torch
     layer, other = LayerSlots.empty(2, RANK, INNER, WIDTHS, target), LayerSlots.empty(2, RANK, INNER, (8,), target)
     first, second = _weights(3, WIDTHS[0], dtype, scaling), _weights(RANK, WIDTHS[1], dtype, scaling)
     places = {"gate": (layer, 0), "up": (layer, 1), "down": (other, 0)}
-    packed = pack({"gate": first, "up": second}, places)
+    packed = Packer(places).pack({"gate": first, "up": second})
     assert packed.rank == RANK
     a, b = packed.a[0], packed.b[0]
     assert torch.equal(a[0, :3], first.lora_a.to(target))
@@ -50,13 +51,13 @@ def test_every_matrix_is_where_a_step_reads_it(target: torch.dtype, dtype: torch
 def test_one_value_that_is_no_number_shows(dtype: torch.dtype, value: float) -> None:
     layer = LayerSlots.empty(1, RANK, INNER, (64,), torch.bfloat16)
     weights = _weights(RANK, 64, dtype, 0.5)
-    assert pack({"o": weights}, {"o": (layer, 0)}).is_finite()
+    assert Packer({"o": (layer, 0)}).pack({"o": weights}).is_finite()
     weights.lora_b[40, 2] = value
-    assert not pack({"o": weights}, {"o": (layer, 0)}).is_finite()
+    assert not Packer({"o": (layer, 0)}).pack({"o": weights}).is_finite()
 
 
 def test_values_beyond_the_range_of_the_slots_show() -> None:
     layer = LayerSlots.empty(1, RANK, INNER, (64,), torch.bfloat16)
     weights = _weights(RANK, 64, torch.float32, 1.0)
     weights.lora_a[0, 0] = torch.finfo(torch.float32).max
-    assert not pack({"o": weights}, {"o": (layer, 0)}).is_finite()
+    assert not Packer({"o": (layer, 0)}).pack({"o": weights}).is_finite()
