@@ -4,7 +4,8 @@
 
 One server with its own trainer, as `tunedock serve` starts it. Phases take turns: streams alone (the trainer is stopped by
 signal), training alone, both. Streams run without a pause (`full load`), or half of the time in bursts (`half load`).
-Without `--quick` the same is measured under other priorities of the trainer, set from outside, which only root may do.
+Without `--quick` the same is measured under other priorities of the trainer, set from outside, which only root may do; its turns
+are then as long as everybody's.
 Needs the default model and two idle cores; about 10 minutes, 2 with `--quick`.
 """
 
@@ -84,9 +85,6 @@ class Trainer:
         for thread in self.process.threads():
             os.sched_setscheduler(thread.id, scheduler, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, thread.id, nice)
-        session = Path(f"/proc/{self.process.pid}/autogroup")  # the trainer's own
-        if session.exists():
-            session.write_text(str(nice))
 
     def tokens(self) -> tuple[int, float]:
         """Trained so far, and the time."""

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import struct
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 NICE = 10
 """A tenth of the share of an ordinary thread: enough not to starve, little enough that a step of the engine goes first."""
-_AUTOGROUP, _TRIES = Path("/proc/self/autogroup"), 5
+TURN_S = 0.0001
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # Python has no sched_setattr
 
 
-def give_way() -> None:
-    """Lowers the priority of the calling thread, and of what it forks. Only Linux has priorities of threads (sched(7))."""
+def give_way(nice: int = NICE) -> None:
+    """Lowers the priority of the calling thread and of what it starts. Only Linux has priorities of threads (sched(7))."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+        nice = max(nice, os.getpriority(os.PRIO_PROCESS, thread))
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
+        _take_short_turns(nice)
 
 
 def give_way_as_process(nice: int = NICE) -> None:
-    """Lowers the priority of this process, before it starts threads.
+    """The same for a process that has not started threads yet.
 
-    Where the kernel shares processors between sessions (sched(7), "The autogroup feature": the default of most
-    distributions), a nice value counts inside its session only. A session that this process leads gets it as a whole.
+    It has to be of its server's session: many kernels share processors between sessions before they look at nice values
+    (sched(7), "The autogroup feature").
     """
-    nice = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
-    if sys.platform == "linux" and os.getsid(0) == os.getpid():
-        _lower_session(nice)
+    if sys.platform == "linux":
+        give_way(nice)
+    else:
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
-def _lower_session(nice: int) -> None:
-    for _ in range(_TRIES):
-        try:
-            _AUTOGROUP.write_text(str(nice))
-        except BlockingIOError:  # one change in a tenth of a second, on the whole machine
-            time.sleep(0.1)
-        except OSError:  # a kernel without it
-            return
-        else:
-            return
+def _take_short_turns(nice: int) -> None:
+    """A nice thread runs rarely, but then for a whole turn of 3 ms, and a compute thread that wakes up meanwhile waits for
+    its end. The slice of an ordinary thread is its `sched_runtime` since Linux 6.12; older kernels ignore it."""
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is not None:
+        attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, round(TURN_S * 1e9), 0, 0)
+        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
 
 
 def threads(num: int, name: str) -> ThreadPoolExecutor:

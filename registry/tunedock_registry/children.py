@@ -15,7 +15,7 @@ _READ_BYTES = 1 << 16
 
 
 def start(module: str, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """`python -m module` in a session of its own, so that `end` ends whatever it has forked too."""
+    """`python -m module` in a group of its own, so that `end` ends whatever it has forked too."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.PIPE,
@@ -23,7 +23,7 @@ def start(module: str, *arguments: str, env: Mapping[str, str]) -> subprocess.Po
         stderr=subprocess.DEVNULL,
         env=dict(env),
         bufsize=0,
-        start_new_session=True,
+        process_group=0,
     )
 
 

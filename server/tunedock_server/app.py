@@ -159,7 +159,10 @@ class Server:
             self._spawn(self.trainer.run())
 
     def _spawn(self, *work: Coroutine[Any, Any, None]) -> None:
-        self._tasks += [asyncio.create_task(one) for one in work]
+        for one in work:
+            task = asyncio.create_task(one, name=one.__qualname__)
+            task.add_done_callback(_say_if_broken)
+            self._tasks.append(task)
 
     async def drain(self) -> None:
         """Readiness off; serve on for a while; refuse new work; wait for what runs. Returns when idle or out of time."""
@@ -272,6 +275,12 @@ class Server:
         waiting = [names[digest].ref for digest in self.residents.waiting() if digest in names]
         max_loras = self.pool.facts.max_loras if self.keeper.state != "starting" else 0
         return LoraReading(max_loras, loaded, waiting)
+
+
+def _say_if_broken(task: asyncio.Task[None]) -> None:
+    """Nobody waits for a task of the background, so its end by an error would stay unseen until the server's."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("%s has ended and is needed: restart the server", task.get_name(), exc_info=error)
 
 
 def _limits(settings: Settings) -> ResidencyLimits:

@@ -15,6 +15,7 @@ from support.datasets import facts, jsonl
 from support.fake_pool import FakePool
 from support.running import Running, eventually, running
 from tunedock_api.errors import Unavailable
+from tunedock_server.services.files import FileValidator
 
 
 @pytest_asyncio.fixture
@@ -29,6 +30,19 @@ async def status(server: Running, path: str) -> int:
 
 async def _answers(server: Running, path: str, code: int) -> bool:
     return await status(server, path) == code
+
+
+async def test_a_part_of_the_background_that_breaks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(validator: FileValidator) -> None:
+        raise RuntimeError("the disk is a teapot")
+
+    monkeypatch.setattr(FileValidator, "run", broken)
+    async with running(tmp_path) as server:
+        assert await status(server, "/healthz") == 200
+    assert "broken has ended and is needed: restart the server" in caplog.text
+    assert "the disk is a teapot" in caplog.text
 
 
 async def _busy(server: Running) -> bool:
