@@ -4,8 +4,7 @@
 
 One server with its own trainer, as `tunedock serve` starts it. Phases take turns: streams alone (the trainer is stopped by
 signal), training alone, both. Streams run without a pause (`full load`), or half of the time in bursts (`half load`).
-Without `--quick` the same is measured under other priorities of the trainer, set from outside, which only root may do; its turns
-are then as long as everybody's.
+Without `--quick` the same is measured under other priorities of the trainer, set from outside, which only root may do.
 Needs the default model and two idle cores; about 10 minutes, 2 with `--quick`.
 """
 
@@ -28,6 +27,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 from rich.console import Console
+from tunedock_registry import background
 from tunedock_registry.models import DEFAULT_MODEL
 
 from examples.serving import ServerProcess
@@ -55,12 +55,11 @@ DEFAULT = "as served"
 QUICK, FULL = Effort(12.0, 2), Effort(15.0, 3)
 
 
-# Name -> scheduling policy and nice value.
+# Name -> nice value and seconds of a turn; 0: the kernel's.
 POLICIES = {
-    "nice 0": (os.SCHED_OTHER, 0),
-    "nice 10": (os.SCHED_OTHER, 10),
-    "nice 19": (os.SCHED_OTHER, 19),
-    "idle": (os.SCHED_IDLE, 19),
+    "nice 0": (0, 0.0),
+    "nice 10": (10, background.TURN_S),
+    "nice 19, long turns": (19, 0.0),
 }
 
 
@@ -70,7 +69,7 @@ class Trainer:
 
     process: psutil.Process
     metrics: Path
-    as_served: tuple[int, int]
+    nice: int
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -81,10 +80,9 @@ class Trainer:
             os.kill(self.process.pid, signal.SIGCONT)
 
     def prefer(self, policy: str) -> None:
-        scheduler, nice = POLICIES.get(policy, self.as_served)
+        nice, turn_s = POLICIES.get(policy, (self.nice, background.TURN_S))
         for thread in self.process.threads():
-            os.sched_setscheduler(thread.id, scheduler, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, thread.id, nice)
+            background.set_turns(thread.id, nice, turn_s)
 
     def tokens(self) -> tuple[int, float]:
         """Trained so far, and the time."""
@@ -127,7 +125,7 @@ async def start_job(connected: Client, home: Path) -> Trainer:
             )
         await asyncio.sleep(0.2)
     process = _trainer_process()
-    return Trainer(process, metrics, (os.sched_getscheduler(process.pid), process.nice()))
+    return Trainer(process, metrics, process.nice())
 
 
 def _trainer_process() -> psutil.Process:

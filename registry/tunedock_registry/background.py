@@ -22,7 +22,7 @@ def give_way(nice: int = NICE) -> None:
         thread = threading.get_native_id()
         nice = max(nice, os.getpriority(os.PRIO_PROCESS, thread))
         os.setpriority(os.PRIO_PROCESS, thread, nice)
-        _take_short_turns(nice)
+        set_turns(thread, nice, TURN_S)
 
 
 def give_way_as_process(nice: int = NICE) -> None:
@@ -37,13 +37,16 @@ def give_way_as_process(nice: int = NICE) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
-def _take_short_turns(nice: int) -> None:
-    """A nice thread runs rarely, but then for a whole turn of 3 ms, and a compute thread that wakes up meanwhile waits for
-    its end. The slice of an ordinary thread is its `sched_runtime` since Linux 6.12; older kernels ignore it."""
+def set_turns(thread: int, nice: int, turn_s: float) -> None:
+    """How long an ordinary thread (by its kernel id) runs when it is its turn; 0: as long as the kernel thinks best.
+
+    A nice thread runs rarely, but then for a whole turn of 3 ms, and a compute thread that wakes up meanwhile waits for its
+    end. It is `sched_runtime` since Linux 6.12; older kernels ignore it, and where the call is refused nothing changes.
+    """
     number = _SCHED_SETATTR.get(platform.machine())
     if number is not None:
-        attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, round(TURN_S * 1e9), 0, 0)
-        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+        attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, round(turn_s * 1e9), 0, 0)
+        ctypes.CDLL(None).syscall(number, thread, attributes, 0)
 
 
 def threads(num: int, name: str) -> ThreadPoolExecutor:

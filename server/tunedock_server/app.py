@@ -295,7 +295,7 @@ def build_app(server: Server) -> ASGIApp:
     settings = server.settings
     app = FastAPI(title="TuneDock", version="1", docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
-    routes = Routes(app, server.authenticator, settings.max_request_bytes)
+    routes = Routes(app, server.authenticator, settings.max_request_bytes, lambda: server.leases.total() > 0)
     inference_routes.declare(
         routes,
         server.inference,

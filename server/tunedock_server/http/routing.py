@@ -6,6 +6,7 @@ would let anonymous callers make us parse.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
@@ -26,7 +27,10 @@ from .errors import from_os_error, too_large
 
 Endpoint = Callable[..., Any]
 Decorator = Callable[[Endpoint], Endpoint]
+Streaming = Callable[[], bool]
 MAX_FORM_FILES, MAX_FORM_FIELDS, MAX_FIELD_BYTES = 4, 32, 1 << 20
+LARGE_BYTES = 32 << 10  # of one piece of a body: only those of uploads are as large
+BESIDE_STREAMS_BYTES_PER_S = 50e6
 
 
 class StrictRequest(Request):
@@ -72,7 +76,7 @@ def _no_constant(name: str) -> Any:
 
 
 class GuardedRoute(APIRoute):
-    """Authenticates, caps the body, then hands over. The principal is `request.state.principal`."""
+    """Authenticates, caps and paces the body, then hands over. The principal is `request.state.principal`."""
 
     def __init__(
         self,
@@ -82,11 +86,13 @@ class GuardedRoute(APIRoute):
         policy: Policy,
         max_body_bytes: int,
         authenticator: Authenticator,
+        streaming: Streaming,
         **options: Any,
     ) -> None:
         self.policy = policy
         self.max_body_bytes = max_body_bytes
         self.authenticator = authenticator
+        self.streaming = streaming
         super().__init__(path, endpoint, response_model=None, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -101,7 +107,8 @@ class GuardedRoute(APIRoute):
         headers = Headers(scope=scope)
         principal = self.authenticator.check(headers.get("authorization"), self.policy)
         scope.setdefault("state", {})["principal"] = principal
-        await super().handle(scope, capped(receive, headers, self.max_body_bytes), send)
+        body = paced(capped(receive, headers, self.max_body_bytes), self.streaming)
+        await super().handle(scope, body, send)
 
 
 def capped(receive: Receive, headers: Headers, limit_bytes: int) -> Receive:
@@ -123,11 +130,30 @@ def capped(receive: Receive, headers: Headers, limit_bytes: int) -> Receive:
     return limited
 
 
+def paced(receive: Receive, streaming: Streaming) -> Receive:
+    """A `receive` that leaves the loop to running streams: a large body would otherwise have it, and a processor, for itself.
+
+    What the caller sends meanwhile waits in the socket (uvicorn reads no further than its buffer).
+    """
+
+    async def slowly() -> Message:
+        message = await receive()
+        if streaming() and (num_bytes := len(message.get("body", b""))) >= LARGE_BYTES:
+            await asyncio.sleep(num_bytes / BESIDE_STREAMS_BYTES_PER_S)
+        return message
+
+    return slowly
+
+
 class Routes:
     """Declares routes on an app. Every method needs a policy; there is no other way to add one."""
 
-    def __init__(self, app: FastAPI, authenticator: Authenticator, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: FastAPI, authenticator: Authenticator, max_body_bytes: int, streaming: Streaming = lambda: False
+    ) -> None:
+        """`streaming` says whether answers are being generated now."""
         self._app = app
+        self._streaming = streaming
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
 
@@ -139,6 +165,7 @@ class Routes:
             policy=policy,
             max_body_bytes=max_body_bytes or self._max_body_bytes,
             authenticator=self._authenticator,
+            streaming=self._streaming,
         )
 
         def declare(endpoint: Endpoint) -> Endpoint:
