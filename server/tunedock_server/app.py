@@ -160,7 +160,7 @@ class Server:
 
     def _spawn(self, *work: Coroutine[Any, Any, None]) -> None:
         for one in work:
-            task = asyncio.create_task(one, name=one.__qualname__)
+            task = asyncio.create_task(one, name=getattr(one, "__qualname__", "a task"))
             task.add_done_callback(_say_if_broken)
             self._tasks.append(task)
 
