@@ -1,11 +1,12 @@
 """Serving while training on the same machine: what a fine-tuning job costs the streams, and what they leave of it.
 
-    python -m benchmarks.cotrain [--quick] [--json FILE]
+    python -m benchmarks.cotrain [--quick | --policies] [--json FILE]
 
 One server with its own trainer, as `tunedock serve` starts it. Phases take turns: streams alone (the trainer is stopped by
 signal), training alone, both. Streams run without a pause (`full load`), or half of the time in bursts (`half load`).
-Without `--quick` the same is measured under other priorities of the trainer, set from outside, which only root may do.
-Needs the default model and two idle cores; about 10 minutes, 2 with `--quick`.
+With `--policies` the same is measured under other priorities of the trainer, set from outside, which only root may do.
+Needs the default model and two idle cores; about 3 minutes, one with `--quick`, 10 with
+`--policies`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Effort:
 
 
 DEFAULT = "as served"
-QUICK, FULL = Effort(12.0, 2), Effort(15.0, 3)
+QUICK, FULL, LONG = Effort(5.0, 1), Effort(12.0, 2), Effort(15.0, 3)
 
 
 # Name -> nice value and seconds of a turn; 0: the kernel's.
@@ -211,15 +212,14 @@ def figures(found: Found, policies: Sequence[str]) -> list[Figure]:
     return rows  # fmt: skip
 
 
-async def run(home: Path, quick: bool) -> list[Figure]:
-    policies = [DEFAULT] if quick else [DEFAULT, *POLICIES]
+async def run(home: Path, effort: Effort, policies: Sequence[str]) -> list[Figure]:
     process = ServerProcess(home, flags=["--model", str(model_path())], environment=ENVIRONMENT)
     await asyncio.to_thread(process.start)
     try:
         async with client(process.base_url) as connected:
             trainer = await start_job(connected, home)
             await traffic(connected, 3.0, "full load")  # warms
-            found = await measure(connected, trainer, QUICK if quick else FULL, policies)
+            found = await measure(connected, trainer, effort, policies)
     finally:
         await asyncio.to_thread(process.stop)
     return figures(found, policies)
@@ -227,11 +227,14 @@ async def run(home: Path, quick: bool) -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cotrain", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one round of short phases")
+    parser.add_argument("--policies", action="store_true", help="other priorities of the trainer as well")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    policies = [DEFAULT, *POLICIES] if options.policies else [DEFAULT]
+    effort = LONG if options.policies else QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="tunedock-bench-", ignore_cleanup_errors=True) as folder:
-        report = Report("serving while training", asyncio.run(run(Path(folder), options.quick)))
+        report = Report("serving while training", asyncio.run(run(Path(folder), effort, policies)))
     return report.finish(console, options.json)
 
 

@@ -7,8 +7,8 @@ ways of gRPC are asked in turn, round after round, on one running engine, so tha
 then; the engine alone is asked from inside the server process. The callers of the gateways share the cores with the engine.
 
 CPU per token is that of the server without its engine process. What a gateway adds is that less what the same process
-needs with the engine alone (vLLM's own client of the engine, detokenizing). Needs the default model and two idle cores; about
-2 minutes with `--quick`, 6 minutes without.
+needs with the engine alone (vLLM's own client of the engine, detokenizing). Needs the default model and two idle cores; 6 minutes,
+one with `--quick`: one round of 32 callers without stock.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def over_rest(base_url: str, pid: int) -> Run:
     return outside([RestCaller(base_url).ask for _ in range(max(LOADS))], pid)
 
 
-async def measure(rounds: int) -> dict[int, Found]:
+async def measure(rounds: int, loads: Sequence[int], with_stock: bool) -> dict[int, Found]:
     """Every gateway's rounds under each load. Raises RuntimeError when answers differ."""
     async with AsyncExitStack() as stack:
         child, port, grpc_port = await stack.enter_async_context(hosted())
@@ -107,13 +107,19 @@ async def measure(rounds: int) -> dict[int, Found]:
             CALLS: outside([CallEach(channel).ask] * max(LOADS), child.pid),
             MANY: outside([many.ask] * max(LOADS), child.pid),
         }
-        found = {load: await _in_turn(arms, load, rounds) for load in LOADS}
+        found = {load: await _in_turn(arms, load, rounds) for load in loads}
+    if with_stock:
+        await _add_stock(found)
+    for one in found.values():
+        same_answers(one)
+    return found
+
+
+async def _add_stock(found: dict[int, Found]) -> None:
     async with stock(StockFlags(tuned=True)) as baseline:
         arms = {STOCK: over_rest(baseline.client.base_url, baseline.process.pid)}
-        for load in LOADS:
+        for load in found:
             found[load] |= await _in_turn(arms, load, 2)
-            same_answers(found[load])
-    return found
 
 
 async def _in_turn(arms: dict[str, Run], load: int, rounds: int) -> Found:
@@ -162,7 +168,7 @@ def figures(found: Found, load: int) -> list[Figure]:
 
 def _of_one(name: str, found: Found) -> list[Figure]:
     rounds = found[name]
-    base: Any = _raw(found[STOCK]) if name in (REST, CALLS, MANY) else (None,) * 5
+    base: Any = _raw(found[STOCK]) if name in (REST, CALLS, MANY) and STOCK in found else (None,) * 5
     units = (
         ("throughput", "tok/s"),
         ("TTFT median", "ms"),
@@ -208,14 +214,14 @@ def _at_least(name: str, ratios: Sequence[float], goal: float | None) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round instead of 5")
+    parser.add_argument("--quick", action="store_true", help="one round instead of 5, without stock")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     report = Report("What a gateway costs")
     found: dict[int, Found] = {}
 
     async def run() -> None:
-        found.update(await measure(1 if options.quick else 5))
+        found.update(await (measure(1, [32], False) if options.quick else measure(5, list(LOADS), True)))
 
     run_loop(run())
     for load, rounds in found.items():

@@ -2,7 +2,8 @@
 
     python -m benchmarks.swap [--quick] [--only PART] [--json FILE]
 
-Needs the default model and two idle cores; about 4 minutes with `--quick`, 25 minutes without, most of it the 2,000 cycles.
+Needs the default model and two idle cores; 25 minutes, most of it the 2,000 cycles. With
+`--quick` one minute: latency and streams, without stock, unless `--only` asks for more.
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ from .servers import SLOTS, StockFlags, model_path, ours, stock
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. Durations in seconds of traffic."""
+    """How long to measure. Durations in seconds of traffic. `parts`: what is measured unless asked for otherwise."""
 
     num_pushes: int
     push_s: float
     zipf_s: float
     num_registered: int
     num_cycles: int
+    parts: tuple[str, ...]
+    with_stock: bool
 
 
-QUICK = Effort(num_pushes=6, push_s=16, zipf_s=6, num_registered=200, num_cycles=40)
-FULL = Effort(num_pushes=21, push_s=60, zipf_s=30, num_registered=1000, num_cycles=2000)
+QUICK = Effort(6, 12, 6, num_registered=64, num_cycles=40, parts=("latency", "streams"), with_stock=False)
+FULL = Effort(
+    21, 60, 30, num_registered=1000, num_cycles=2000,
+    parts=("latency", "streams", "crowd", "registered", "cycles"), with_stock=True,
+)  # fmt: skip
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
@@ -63,6 +69,8 @@ async def latency(bench: Bench) -> list[Figure]:
 async def streams(bench: Bench) -> list[Figure]:
     async with ours() as server:
         mine = await swap_streams.on_ours(server, bench.large, bench.effort.push_s)
+    if not bench.effort.with_stock:
+        return swap_streams.figures(mine, None)
     async with stock(StockFlags(tuned=True)) as baseline:
         theirs = await swap_streams.on_stock(baseline, bench.large, bench.effort.push_s)
     return swap_streams.figures(mine, theirs)
@@ -117,13 +125,14 @@ async def measure(part: Callable[[Bench], Awaitable[list[Figure]]], bench: Bench
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swap", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few minutes, wide intervals")
+    parser.add_argument("--quick", action="store_true", help="a minute, wide intervals")
     parser.add_argument("--only", choices=PARTS, action="append", help="may repeat; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there; - is standard output")
     options = parser.parse_args()
     report = Report("Swapping versions")
     try:
-        run(options.only or list(PARTS), QUICK if options.quick else FULL, report, options.json)
+        effort = QUICK if options.quick else FULL
+        run(options.only or list(effort.parts), effort, report, options.json)
     finally:
         report.show(console)
     if str(options.json) == "-":

@@ -133,25 +133,25 @@ async def on_stock(server: Stock, markers: Sequence[Marker], seconds: float) -> 
     return await run(server.client, pushed, lambda: live[0], seconds)
 
 
-def figures(mine: Run, stock: Run) -> list[Figure]:
-    pushes = f"{mine.num_pushes} pushes, stock {stock.num_pushes}"
+def figures(mine: Run, stock: Run | None) -> list[Figure]:
+    pushes = f"{mine.num_pushes} pushes" + (f", stock {stock.num_pushes}" if stock else "")
     return [
         Figure(
-            "errors while pushing", len(mine.errors), "", "= 0", not mine.errors, len(stock.errors),
+            "errors while pushing", len(mine.errors), "", "= 0", not mine.errors, len(stock.errors) if stock else None,
             num_samples=len(mine.answers), note="; ".join(mine.errors[:3]),
         ),
         Figure(
-            "answers from a wrong version", mine.wrong, "", "= 0", mine.wrong == 0, stock.wrong,
+            "answers from a wrong version", mine.wrong, "", "= 0", mine.wrong == 0, stock.wrong if stock else None,
             num_samples=len(mine.answers),
         ),
         Figure(
             "p99 inter-token latency, pushing / quiet", mine.p99_ratio, "x", f"<= {MAX_RATIO} x",
-            mine.p99_ratio <= MAX_RATIO, stock.p99_ratio, note=pushes,
+            mine.p99_ratio <= MAX_RATIO, stock.p99_ratio if stock else None, note=pushes,
         ),
         *(_latency(name, share, mine, stock) for name, share in (("p50", 0.5), ("p99", 0.99), ("longest", 1.0))),
     ]  # fmt: skip
 
 
-def _latency(name: str, share: float, mine: Run, stock: Run) -> Figure:
-    value, baseline = (percentile(gaps_ms(run.pushing), share) for run in (mine, stock))
-    return Figure(f"{name} inter-token latency while pushing", value, "ms", baseline=baseline)
+def _latency(name: str, share: float, mine: Run, stock: Run | None) -> Figure:
+    value, baseline = (percentile(gaps_ms(run.pushing), share) if run else None for run in (mine, stock))
+    return Figure(f"{name} inter-token latency while pushing", value or 0.0, "ms", baseline=baseline)
