@@ -92,11 +92,11 @@ class HostedAdapters:
 
         Raises Unavailable when they are not what was published; the engine forgets them then.
         """
-        await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
+        to_hash = await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
         bringing = asyncio.create_task(self._brought(lora, load))
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(_CHECKS, self._files.verify, path, lora.lora_name, public)
+            await loop.run_in_executor(_CHECKS, self._files.verify, path, lora.lora_name, public, to_hash)
         except Unavailable:
             with suppress(TuneDockError):
                 await bringing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,24 +21,27 @@ class VerifiedFiles:
     def __init__(self) -> None:
         self._seen: dict[str, Signature] = {}
 
-    def measure(self, path: Path, digest: str, public: str) -> None:
+    def measure(self, path: Path, digest: str, public: str) -> Mapping[str, str]:
         """Manifest and sizes alone, so that the engine may begin to read: never more than was published.
 
-        Raises Unavailable as `verify`.
+        Returns what `verify` has yet to hash: file name -> sha256, empty for files that were hashed before.
+        Raises Unavailable `adapter_unavailable` when a file is missing or is not what was published.
         """
         with self._checking(digest, public):
-            if self._seen.get(digest) != _signature(path):
-                _manifest(path, digest)
+            if self._seen.get(digest) == _signature(path):
+                return {}
+            return {name: entry.sha256 for name, entry in _manifest(path, digest).identity.files.items()}
 
-    def verify(self, path: Path, digest: str, public: str) -> None:
-        """Raises Unavailable `adapter_unavailable` when a file is missing or is not what was published."""
+    def verify(self, path: Path, digest: str, public: str, expected: Mapping[str, str]) -> None:
+        """Hashes, and hardly needs the interpreter for it. Raises as `measure`."""
+        if not expected:
+            return
         with self._checking(digest, public):
             signature = _signature(path)
-            if self._seen.get(digest) != signature:
-                _check(path, digest)
-                if len(self._seen) >= MAX_REMEMBERED:
-                    self._seen.clear()
-                self._seen[digest] = signature
+            _check(path, expected)
+            if len(self._seen) >= MAX_REMEMBERED:
+                self._seen.clear()
+            self._seen[digest] = signature
 
     @contextmanager
     def _checking(self, digest: str, public: str) -> Iterator[None]:
@@ -66,8 +69,8 @@ def _manifest(path: Path, digest: str) -> Manifest:
     return manifest
 
 
-def _check(path: Path, digest: str) -> None:
-    for name, entry in _manifest(path, digest).identity.files.items():
+def _check(path: Path, expected: Mapping[str, str]) -> None:
+    for name, sha256 in expected.items():
         with (path / name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise ValueError(f"{name} has changed")

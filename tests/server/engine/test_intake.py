@@ -41,19 +41,33 @@ def _publish(folder: Path) -> str:
     return manifest.digest
 
 
+def check(files: VerifiedFiles, folder: Path, digest: str) -> None:
+    """As the engine does for every load."""
+    files.verify(folder, digest, "a@1", files.measure(folder, digest, "a@1"))
+
+
+def test_what_was_hashed_is_not_hashed_again_until_it_changes(tmp_path: Path) -> None:
+    digest, files = _publish(tmp_path), VerifiedFiles()
+    assert files.measure(tmp_path, digest, "a@1").keys() == CONTENT.keys()
+    check(files, tmp_path, digest)
+    assert files.measure(tmp_path, digest, "a@1") == {}
+    os.utime(tmp_path / WEIGHTS_FILE, ns=(1, 1))
+    assert files.measure(tmp_path, digest, "a@1").keys() == CONTENT.keys()
+
+
 def test_untouched_files_pass_again_and_again(tmp_path: Path) -> None:
     digest, files = _publish(tmp_path), VerifiedFiles()
-    files.verify(tmp_path, digest, "a@1")
-    files.verify(tmp_path, digest, "a@1")
+    check(files, tmp_path, digest)
+    check(files, tmp_path, digest)
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE])
 def test_a_missing_file_is_unavailable_without_its_path(tmp_path: Path, name: str) -> None:
     digest, files = _publish(tmp_path), VerifiedFiles()
-    files.verify(tmp_path, digest, "a@1")
+    check(files, tmp_path, digest)
     (tmp_path / name).unlink()
     with pytest.raises(Unavailable, match=r"a@1 cannot be loaded: its files are missing") as caught:
-        files.verify(tmp_path, digest, "a@1")
+        check(files, tmp_path, digest)
     assert caught.value.code == "adapter_unavailable"
     assert str(tmp_path) not in caught.value.message
 
@@ -61,18 +75,18 @@ def test_a_missing_file_is_unavailable_without_its_path(tmp_path: Path, name: st
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE])
 def test_a_changed_byte_is_noticed_also_after_it_was_verified(tmp_path: Path, name: str) -> None:
     digest, files = _publish(tmp_path), VerifiedFiles()
-    files.verify(tmp_path, digest, "a@1")
+    check(files, tmp_path, digest)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-1] + b"#")
     os.utime(path, ns=(1, 1))
     with pytest.raises(Unavailable, match="damaged"):
-        files.verify(tmp_path, digest, "a@1")
+        check(files, tmp_path, digest)
 
 
 def test_files_of_another_version_are_noticed(tmp_path: Path) -> None:
     _publish(tmp_path)
     with pytest.raises(Unavailable, match="damaged"):
-        VerifiedFiles().verify(tmp_path, "0" * 64, "a@1")
+        check(VerifiedFiles(), tmp_path, "0" * 64)
 
 
 def test_a_file_of_another_size_is_found_without_reading_it(tmp_path: Path) -> None:
