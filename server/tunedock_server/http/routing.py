@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -130,7 +130,7 @@ def capped(receive: Receive, headers: Headers, limit_bytes: int) -> Receive:
     return limited
 
 
-def paced(receive: Receive, streaming: Streaming) -> Receive:
+def paced(receive: Receive, streaming: Streaming, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> Receive:
     """A `receive` that leaves the loop to running streams: a large body would otherwise have it, and a processor, for itself.
 
     What the caller sends meanwhile waits in the socket (uvicorn reads no further than its buffer).
@@ -139,7 +139,7 @@ def paced(receive: Receive, streaming: Streaming) -> Receive:
     async def slowly() -> Message:
         message = await receive()
         if streaming() and (num_bytes := len(message.get("body", b""))) >= LARGE_BYTES:
-            await asyncio.sleep(num_bytes / BESIDE_STREAMS_BYTES_PER_S)
+            await sleep(num_bytes / BESIDE_STREAMS_BYTES_PER_S)
         return message
 
     return slowly
