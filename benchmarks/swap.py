@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,22 +26,21 @@ from .servers import SLOTS, StockFlags, model_path, ours, stock
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. Durations in seconds of traffic. `parts`: what is measured unless asked for otherwise."""
+    """How long to measure. Durations in seconds of traffic. `num_large`: markers that are pushed, each once. `parts`: what is
+    measured unless asked for otherwise; none: all."""
 
     num_pushes: int
     push_s: float
     zipf_s: float
     num_registered: int
     num_cycles: int
+    num_large: int
     parts: tuple[str, ...]
     with_stock: bool
 
 
-QUICK = Effort(6, 12, 6, num_registered=64, num_cycles=40, parts=("latency", "streams"), with_stock=False)
-FULL = Effort(
-    21, 60, 30, num_registered=1000, num_cycles=2000,
-    parts=("latency", "streams", "crowd", "registered", "cycles"), with_stock=True,
-)  # fmt: skip
+QUICK = Effort(4, 8, 6, 64, 40, num_large=2 * SLOTS, parts=("latency", "streams"), with_stock=False)
+FULL = Effort(21, 60, 30, 1000, 2000, num_large=10 * SLOTS, parts=(), with_stock=True)
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
@@ -55,9 +54,10 @@ class Bench:
     small: list[Marker]
 
     @classmethod
-    def prepare(cls, folder: Path, effort: Effort) -> Bench:
+    def prepare(cls, folder: Path, effort: Effort, parts: Sequence[str]) -> Bench:
+        num_large = max(effort.num_large, 10 * SLOTS if "crowd" in parts else 0)
         factory = MarkerFactory(model_path(), num_tokens=swap_streams.MAX_TOKENS)
-        large = factory.make(folder / "large", 10 * SLOTS, rank=16, filler=True)
+        large = factory.make(folder / "large", num_large, rank=16, filler=True)
         return cls(effort, folder, large, factory.make(folder / "small", effort.num_registered))
 
 
@@ -111,7 +111,7 @@ def run(names: list[str], effort: Effort, report: Report, path: Path | None) -> 
     """One server at a time. What was measured is written after every part, so that a late failure costs only its own."""
     with tempfile.TemporaryDirectory(prefix="tunedock-swap-", ignore_cleanup_errors=True) as folder:
         console.print("making marker adapters")
-        bench = Bench.prepare(Path(folder), effort)
+        bench = Bench.prepare(Path(folder), effort, names)
         for name in names:
             console.print(f"measuring {name}")
             report.add(*asyncio.run(measure(PARTS[name], bench)))
@@ -132,7 +132,7 @@ def main() -> int:
     report = Report("Swapping versions")
     try:
         effort = QUICK if options.quick else FULL
-        run(options.only or list(effort.parts), effort, report, options.json)
+        run(options.only or list(effort.parts or PARTS), effort, report, options.json)
     finally:
         report.show(console)
     if str(options.json) == "-":
