@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,8 +63,15 @@ async def run_load(asks: Sequence[Ask], answers: int, pid: int) -> Round:
 def front_cpu_s(pid: int) -> float:
     """CPU seconds so far of a server's processes, without the engine's and its workers'."""
     root = psutil.Process(pid)
-    times = [process.cpu_times() for process in [root, *root.children(recursive=True)] if _in_front(process)]
-    return float(sum(one.user + one.system for one in times))
+    return sum(_cpu_s(process) for process in [root, *root.children(recursive=True)] if _in_front(process))
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """By the process's own clock (clock_getcpuclockid(3)): the kernel's ticks of 10 ms are 5 us for each token of a round."""
+    if sys.platform == "linux":
+        return time.clock_gettime(~process.pid << 3 | 2)
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _in_front(process: psutil.Process) -> bool:
