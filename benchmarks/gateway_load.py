@@ -69,9 +69,11 @@ def front_cpu_s(pid: int) -> float:
 def _cpu_s(process: psutil.Process) -> float:
     """By the process's own clock (clock_getcpuclockid(3)): the kernel's ticks of 10 ms are 5 us for each token of a round."""
     if sys.platform == "linux":
-        return time.clock_gettime(~process.pid << 3 | 2)
-    times = process.cpu_times()
-    return float(times.user + times.system)
+        seconds = time.clock_gettime(~process.pid << 3 | 2)
+    else:
+        times = process.cpu_times()
+        seconds = times.user + times.system
+    return float(seconds)
 
 
 def _in_front(process: psutil.Process) -> bool:
