@@ -5,8 +5,7 @@
 One server with its own trainer, as `tunedock serve` starts it. Phases take turns: streams alone (the trainer is stopped by
 signal), training alone, both. Streams run without a pause (`full load`), or half of the time in bursts (`half load`).
 With `--policies` the same is measured under other priorities of the trainer, set from outside, which only root may do.
-Needs the default model and two idle cores; about 3 minutes, one with `--quick`, 10 with
-`--policies`.
+Needs the default model and two idle cores; about 3 minutes, one with `--quick`, 10 with `--policies`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.swap [--quick] [--only PART] [--json FILE]
 
-Needs the default model and two idle cores; 25 minutes, most of it the 2,000 cycles. With
-`--quick` one minute: latency and streams, without stock, unless `--only` asks for more.
+Needs the default model and two idle cores; 25 minutes, most of it the 2,000 cycles. With `--quick` a
+minute and a half: latency and streams, without stock, unless `--only` asks for more.
 """
 
 from __future__ import annotations

@@ -38,13 +38,14 @@ def give_way_as_process(nice: int = NICE) -> None:
 
 
 def set_turns(thread: int, nice: int, turn_s: float) -> None:
-    """How long an ordinary thread (by its kernel id) runs when it is its turn; 0: as long as the kernel thinks best.
+    """How long an ordinary thread (by its kernel id) runs when it is its turn; 0: as long as the kernel thinks best. One that
+    somebody gave another policy (`chrt`) keeps it.
 
     A nice thread runs rarely, but then for a whole turn of 3 ms, and a compute thread that wakes up meanwhile waits for its
     end. It is `sched_runtime` since Linux 6.12; older kernels ignore it, and where the call is refused nothing changes.
     """
     number = _SCHED_SETATTR.get(platform.machine())
-    if number is not None:
+    if number is not None and os.sched_getscheduler(thread) == os.SCHED_OTHER:
         attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, round(turn_s * 1e9), 0, 0)
         ctypes.CDLL(None).syscall(number, thread, attributes, 0)
 

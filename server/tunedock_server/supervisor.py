@@ -113,6 +113,7 @@ class Supervisor:
             await asyncio.wait_for(process.wait(), self._stop_s)
         except TimeoutError:
             log.error("the trainer process did not end within %.0f s and is killed", self._stop_s)
+            process.kill()  # it may not lead its group yet
         _kill_group(process.pid)
         await process.wait()
 

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import psutil
 import pytest
@@ -46,7 +45,7 @@ async def pid_of(watched: Supervisor) -> int:
     return watched.pid
 
 
-async def test_a_process_that_ends_is_told_and_started_again(tmp_path: Path) -> None:
+async def test_a_process_that_ends_is_told_and_started_again() -> None:
     ended: list[int] = []
     async with supervised(SLEEPS, ended.append) as watched:
         first = await pid_of(watched)
@@ -85,6 +84,17 @@ async def test_a_registry_that_is_away_when_it_ends_does_not_keep_it_from_starti
             return watched.pid not in (None, first)
 
         await eventually(again)
+
+
+async def test_it_leads_a_group_within_the_session_of_the_server_so_that_its_nice_value_counts() -> None:
+    async with supervised(SLEEPS) as watched:
+        pid = await pid_of(watched)
+
+        async def leads() -> bool:
+            return os.getpgid(pid) == pid
+
+        await eventually(leads)
+        assert os.getsid(pid) == os.getsid(0)
 
 
 async def test_its_end_takes_what_it_started_with_it() -> None:

@@ -89,11 +89,12 @@ class Reader:
     def _packed(self, folder: Path) -> PackedAdapter:
         """By the recipe of an earlier file with the same header and config, or by looking at every tensor."""
         header, data = self._file(folder / WEIGHTS_FILE)
-        key = ((folder / CONFIG_FILE).read_bytes(), header, data.nbytes.to_bytes(8))
+        config = (folder / CONFIG_FILE).read_bytes()
+        key = (config, header, data.nbytes.to_bytes(8))
         recipe = self._recipes.get(key)
-        packed = recipe.pack(data.data_ptr()) if recipe else self._pack(folder, key, data)
+        packed = recipe.pack(data.data_ptr()) if recipe else self._pack(key, self._weights(config, header, data), data)
         if not packed.is_finite():
-            check_values(self._weights(folder, header, data))
+            check_values(self._weights(config, header, data))
             raise StageError("rejected", "it holds values beyond the range of the engine's dtype")
         if key in self._recipes:
             self._recipes.move_to_end(key)
@@ -106,8 +107,7 @@ class Reader:
             self._buffer = buffer
         return header, buffer[:num_bytes]
 
-    def _pack(self, folder: Path, key: tuple[bytes, ...], data: torch.Tensor) -> PackedAdapter:
-        weights = self._weights(folder, key[1], data)
+    def _pack(self, key: tuple[bytes, ...], weights: dict[str, Weights], data: torch.Tensor) -> PackedAdapter:
         self._check(weights)
         recipe = self._packer.recipe(weights)
         reusable = recipe.relative(data) if recipe else None
@@ -132,10 +132,10 @@ class Reader:
     def _check(self, loras: dict[str, Any]) -> None:
         check(loras, self._places, self._manager._adapter_manager.lora_config.max_lora_rank)
 
-    def _weights(self, folder: Path, header: bytes, data: torch.Tensor) -> dict[str, Weights]:
+    def _weights(self, config: bytes, header: bytes, data: torch.Tensor) -> dict[str, Weights]:
         """vLLM's own rules for config and names, without its detour over one open file and one cast for each tensor."""
         adapters = self._manager._adapter_manager
-        helper = PEFTHelper.from_local_dir(str(folder), None)
+        helper = PEFTHelper.from_dict({**json.loads(config), "vllm_max_position_embeddings": None})
         helper.validate_legal(adapters.lora_config)
         mapper = getattr(adapters.model, "hf_to_vllm_mapper", None)
         mapper = mapper.get_rename_mapper() if mapper is not None else None

@@ -138,7 +138,7 @@ def paced(receive: Receive, streaming: Streaming, sleep: Callable[[float], Await
 
     async def slowly() -> Message:
         message = await receive()
-        if streaming() and (num_bytes := len(message.get("body", b""))) >= LARGE_BYTES:
+        if (num_bytes := len(message.get("body", b""))) >= LARGE_BYTES and streaming():
             await sleep(num_bytes / BESIDE_STREAMS_BYTES_PER_S)
         return message
 
@@ -148,9 +148,7 @@ def paced(receive: Receive, streaming: Streaming, sleep: Callable[[float], Await
 class Routes:
     """Declares routes on an app. Every method needs a policy; there is no other way to add one."""
 
-    def __init__(
-        self, app: FastAPI, authenticator: Authenticator, max_body_bytes: int, streaming: Streaming = lambda: False
-    ) -> None:
+    def __init__(self, app: FastAPI, authenticator: Authenticator, max_body_bytes: int, streaming: Streaming) -> None:
         """`streaming` says whether answers are being generated now."""
         self._app = app
         self._streaming = streaming
