@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy.orm import Session
 from tunedock_api.errors import BadInput, NotFound, Unauthenticated
 from tunedock_api.names import check_name
 
@@ -108,10 +109,9 @@ class Keys:
             raise Unauthenticated("Incorrect API key provided.")
         return _record(row)
 
-    def valid(self) -> dict[str, KeyRecord]:
-        """All keys that may be used at present, by `digest`: what a server keeps in memory."""
-        with self._db.read() as session:
-            return {row.sha256: _record(row) for row in session.scalars(select(KeyRow).where(self._valid()))}
+    def valid_in(self, session: Session) -> dict[str, KeyRecord]:
+        """All keys that may be used at present, by `digest`."""
+        return {row.sha256: _record(row) for row in session.scalars(select(KeyRow).where(self._valid()))}
 
     def list(self, project: str, after: str | None = None, limit: int = 100) -> Page[KeyRecord]:
         """Newest first, revoked ones too. Raises BadInput for an unknown `after`."""

@@ -92,11 +92,10 @@ class Permissions:
             session.delete(row)
             bump(session)
 
-    def lent_to(self, project_id: str) -> dict[str, int]:
-        """Public reference → version id of every checkpoint that others let this project use."""
-        with self._db.read() as session:
-            rows = session.scalars(select(PermissionRow).where(PermissionRow.project_id == project_id))
-            return {row.checkpoint: row.version_id for row in rows}
+    def lent_in(self, session: Session) -> dict[tuple[str, str], int]:
+        """(project, public reference) → version id of every checkpoint that another project lets that one use."""
+        query = select(PermissionRow.project_id, PermissionRow.checkpoint, PermissionRow.version_id)
+        return {(project, ref): version_id for project, ref, version_id in session.execute(query)}
 
 
 def _of(project: str, checkpoint: str) -> list[ColumnElement[bool]]:

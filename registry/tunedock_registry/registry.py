@@ -6,8 +6,6 @@ import os
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import select
-
 from .adapters.remote_folders import open_folders
 from .adapters.store import Adapters
 from .blobs import Blobs, open_blobs
@@ -18,12 +16,13 @@ from .durable import DurableFS
 from .files import Files
 from .jobs import Jobs
 from .keys import Keys
+from .known import Known
 from .layout import Home
 from .migrate import migrate
 from .object_store import ObjectStore, open_store
 from .permissions import Permissions
 from .staging import Staging
-from .tables.base import ChangeCounter
+from .tables.base import change_counter
 from .uploads import Uploads
 from .webhooks import Webhooks
 
@@ -85,10 +84,19 @@ class Registry:
             collector=Collector(db, blobs, fs, clock, home.tmp),
         )
 
+    def known(self, seen: int | None = None) -> Known | None:
+        """All that requests are decided by, read together; None while the change counter is still at `seen`."""
+        with self.db.read() as session:
+            snapshot = self.adapters.snapshot_in(session)
+            if snapshot.counter == seen:
+                return None
+            keys, lent = self.keys.valid_in(session), self.permissions.lent_in(session)
+            return Known(snapshot, keys, lent, self.adapters.waits_in(session))
+
     def change_counter(self) -> int:
         """Rises with every committed write that a server must notice: versions, aliases, pins, a job's status."""
         with self.db.read() as session:
-            return session.scalars(select(ChangeCounter.value)).one()
+            return change_counter(session)
 
     def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """The change counter as soon as it differs from `seen`, or after `timeout_s`. For one thread at a time.

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 from tunedock_api.errors import BadInput, TuneDockError, Unavailable
 from tunedock_registry.adapters.isolation import IsolatedIntake
-from tunedock_registry.adapters.snapshot import Snapshot
 from tunedock_registry.data.isolation import IsolatedInspector
+from tunedock_registry.known import Known
 from tunedock_registry.leases import HEARTBEAT_S
 from tunedock_registry.registry import Registry
 
@@ -34,7 +34,7 @@ from .http import permissions as permission_routes
 from .http import publishing as publishing_routes
 from .http import uploads as upload_routes
 from .http import webhooks as webhook_routes
-from .http.auth import Authenticator, KeyRing
+from .http.auth import Authenticator
 from .http.context import RequestContext
 from .http.routing import Routes, check_all_guarded
 from .keeper import EngineKeeper
@@ -92,7 +92,7 @@ class Server:
         self.keeper = EngineKeeper(
             pool, self._restore, max_deaths=settings.engine_restarts, window_s=settings.engine_window_s
         )
-        self.watcher = Watcher(registry, self.catalog, settings.poll_s, self._refresh, self._changed)
+        self.watcher = Watcher(registry, self.catalog, settings.poll_s, self._changed)
         self.evaluator = (
             Evaluator(registry, pool, self.residents, self.catalog, self.watcher.look, model_path)
             if model_path
@@ -120,8 +120,7 @@ class Server:
             RequestCaps(max_tokens=settings.max_completion_tokens),
         )
         self._add_use_cases(inspector, intake)
-        self.keyring = KeyRing(registry)
-        self.authenticator = Authenticator(settings.api_key, self.keyring.current)
+        self.authenticator = Authenticator(settings.api_key, self.catalog.keys)
         self.metrics = Metrics(self._readings, self._lora_reading)
         self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -146,7 +145,7 @@ class Server:
 
         What needs no engine runs before: files can be uploaded and validated during its start.
         """
-        await self._refresh()
+        await self.watcher.look()
         await self.validator.recover()
         await self.jobs.recover()
         self._spawn(self.watcher.run(), self.validator.run(), self.sender.run())
@@ -210,15 +209,11 @@ class Server:
         except BadInput:
             log.info("the base model has no chat template; only completions will work")
 
-    async def _refresh(self) -> None:
-        """Everything that requests are decided by, from the registry into memory."""
-        await self.keyring.refresh()
-        await self.catalog.refresh(self.keyring.projects())
-
-    async def _changed(self, before: Snapshot, now: Snapshot) -> None:
-        self.gate.wake()
+    async def _changed(self, before: Known, now: Known) -> None:
+        if now.waiting:
+            self.gate.wake()
         if self.keeper.up:
-            await self.reconciler.follow(before, now)
+            await self.reconciler.follow(before.snapshot, now.snapshot)
 
     async def _collect_forever(self) -> None:
         swept = time.monotonic()

@@ -1,16 +1,17 @@
-"""What a caller may name in `model` right now: the registry's snapshot of this moment, held in memory.
+"""What a caller may name in `model` right now, and with which key: the registry's state of this moment, held in memory.
 
-A request never waits for the database: `resolve` reads one immutable object, and a refresh replaces that object.
+A request never waits for the database: `resolve` reads one immutable object, and a change replaces that object.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from tunedock_api.errors import model_not_found
 from tunedock_api.names import parse_ref
 from tunedock_registry.adapters.snapshot import Snapshot
+from tunedock_registry.keys import KeyRecord
+from tunedock_registry.known import Known
 from tunedock_registry.records import ReadyVersion, VersionRecord
 from tunedock_registry.registry import Registry
 
@@ -18,35 +19,29 @@ from .pool import Pinned
 
 
 class Catalog:
-    """`snapshot` is replaced, never changed."""
+    """`known` is replaced, never changed."""
 
     def __init__(self, registry: Registry, base_model: str) -> None:
         self._registry = registry
         self.base_model = base_model
-        self.snapshot = Snapshot()
+        self.known = Known()
         self._lent: Mapping[tuple[str, str], ReadyVersion] = {}
-        self._refreshing = asyncio.Lock()
 
-    async def refresh(self, projects: Collection[str] = ()) -> Snapshot:
-        """Reads the registry anew, with what is lent to `projects`. An older answer never replaces a newer one."""
-        async with self._refreshing:
-            snapshot = await asyncio.to_thread(self._registry.adapters.snapshot)
-            self._lent = await asyncio.to_thread(self._read_lent, snapshot, projects)
-            self.snapshot = snapshot
-        return self.snapshot
+    def take(self, known: Known) -> None:
+        """From now on requests are decided by this."""
+        wanted = set(known.lent.values())
+        versions = (
+            {version.id: version for version in known.snapshot.versions() if version.id in wanted} if wanted else {}
+        )
+        self._lent = {key: versions[version_id] for key, version_id in known.lent.items() if version_id in versions}
+        self.known = known
 
-    def _read_lent(self, snapshot: Snapshot, projects: Collection[str]) -> dict[tuple[str, str], ReadyVersion]:
-        lent = {project: self._registry.permissions.lent_to(project) for project in projects}
-        wanted = {version_id for refs in lent.values() for version_id in refs.values()}
-        if not wanted:
-            return {}
-        known = {version.id: version for version in snapshot.versions() if version.id in wanted}
-        return {
-            (project, ref): known[version_id]
-            for project, refs in lent.items()
-            for ref, version_id in refs.items()
-            if version_id in known
-        }
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.known.snapshot
+
+    def keys(self) -> Mapping[str, KeyRecord]:
+        return self.known.keys
 
     def resolve(self, project: str, model: str, sticky_key: str | None = None) -> Pinned:
         """What serves `model`. Raises NotFound `model_not_found`; remembers nothing about unknown names."""

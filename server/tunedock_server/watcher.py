@@ -10,30 +10,28 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
-from tunedock_registry.adapters.snapshot import Snapshot
+from tunedock_registry.known import Known
 from tunedock_registry.registry import Registry
 
 from .catalog import Catalog
 
 log = logging.getLogger(__name__)
 
-OnChange = Callable[[Snapshot, Snapshot], Awaitable[None]]
+OnChange = Callable[[Known, Known], Awaitable[None]]
 
 
 class Watcher:
-    """`refresh` reads the registry into memory. `look` may be called at any time, for example after our own write."""
+    """`look` may be called at any time, for example after our own write. `on_change` gets what was known before, and now."""
 
     def __init__(
         self,
         registry: Registry,
         catalog: Catalog,
         poll_s: float,
-        refresh: Callable[[], Awaitable[None]],
         on_change: OnChange,
     ) -> None:
         self._registry = registry
         self._catalog = catalog
-        self._refresh = refresh
         self._poll_s = poll_s
         self._on_change = on_change
         self._seen = -1
@@ -41,15 +39,15 @@ class Watcher:
         self.failing = False
 
     async def look(self) -> None:
-        """Reads the counter, and the state when it moved. `on_change` runs after requests can see the new state."""
+        """Reads the state when the counter moved. `on_change` runs after requests can see the new state."""
         async with self._turn:
-            counter = await asyncio.to_thread(self._registry.change_counter)
-            if counter == self._seen:
+            known = await asyncio.to_thread(self._registry.known, self._seen)
+            if known is None:
                 return
-            before = self._catalog.snapshot
-            await self._refresh()
-            self._seen = counter
-        await self._on_change(before, self._catalog.snapshot)
+            before = self._catalog.known
+            self._catalog.take(known)
+            self._seen = known.snapshot.counter
+        await self._on_change(before, known)
 
     async def run(self) -> None:
         thread = ThreadPoolExecutor(1, "registry-watch")

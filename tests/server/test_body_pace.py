@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from starlette.types import Message
-from tunedock_server.http.routing import BESIDE_STREAMS_BYTES_PER_S, LARGE_BYTES, paced
+from tunedock_server.http.routing import BESIDE_STREAMS_BYTES_PER_S, LARGE_BYTES, PIECE_BYTES, StrictRequest, paced
 
 
 class Pauses:
@@ -28,9 +28,11 @@ async def read(body: list[bytes], streaming: bool, pauses: Pauses) -> bytes:
 
 
 async def test_a_large_body_beside_streams_comes_at_the_chosen_pace() -> None:
-    body, pauses = [b"a" * 100_000, b"b" * 200_000], Pauses()
+    body, pauses = [bytes([number]) * 100_000 for number in range(20)], Pauses()
     assert await read(body, True, pauses) == b"".join(body)
-    assert sum(pauses.seconds) == pytest.approx(300_000 / BESIDE_STREAMS_BYTES_PER_S)
+    num_bytes = 2_000_000 - 2_000_000 % (6 * 100_000)  # pauses come once PIECE_BYTES are together
+    assert sum(pauses.seconds) == pytest.approx(num_bytes / BESIDE_STREAMS_BYTES_PER_S)
+    assert len(pauses.seconds) == 3
 
 
 async def test_without_streams_nothing_is_delayed() -> None:
@@ -52,3 +54,15 @@ async def test_the_end_of_a_connection_goes_through() -> None:
     pauses = Pauses()
     assert await paced(receive, lambda: True, pauses.sleep)() == {"type": "http.disconnect"}
     assert pauses.seconds == []
+
+
+async def test_a_body_is_handled_in_few_pieces_and_stays_what_it_was() -> None:
+    parts = [bytes([number]) * 60_000 for number in range(30)]
+    messages = iter([{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts])
+
+    async def receive() -> Message:
+        return next(messages)
+
+    pieces = [piece async for piece in StrictRequest({"type": "http"}, receive).stream()]
+    assert b"".join(pieces) == b"".join(parts)
+    assert [len(piece) >= PIECE_BYTES for piece in pieces] == [True, True, True, False]

@@ -14,7 +14,7 @@ from tunedock_api.manifest import ServingProfile
 
 from ..records import AliasRecord, ReadyVersion
 from ..tables.adapters import AdapterRow, AliasRow, VersionRow
-from ..tables.base import ChangeCounter
+from ..tables.base import change_counter
 from .rows import targets
 from .snapshot import Snapshot, build
 
@@ -36,7 +36,7 @@ class Follower:
 
     def snapshot(self, session: Session) -> Snapshot:
         """As of `session`; the same object while the change counter stands still."""
-        counter = session.scalars(select(ChangeCounter.value)).one()
+        counter = change_counter(session)
         known = self._latest
         if known is None or known.counter != counter:
             self._ready = self._read_ready(session)

@@ -157,7 +157,14 @@ class Reading:
     def snapshot(self) -> Snapshot:
         """The state at this moment; the same object while nothing has changed. Cheap enough to call ten times a second."""
         with self._db.read() as session:
-            return self._follower.snapshot(session)
+            return self.snapshot_in(session)
+
+    def snapshot_in(self, session: Session) -> Snapshot:
+        return self._follower.snapshot(session)
+
+    def waits_in(self, session: Session) -> bool:
+        """Whether there is anything `pending`."""
+        return session.scalar(select(VersionRow.seq).where(VersionRow.state.in_(WAITING)).limit(1)) is not None
 
 
 def _card(raw: bytes, report: Mapping[str, Any]) -> bytes:

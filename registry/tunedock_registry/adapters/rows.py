@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -46,10 +47,16 @@ def move_of(row: AliasRow | None) -> Move:
 
 def load_manifest(row: VersionRow, *, probe: bool) -> Manifest:
     """The probe is read from its own column, and only when it is wanted."""
-    manifest = Manifest.model_validate_json(row.manifest)
+    manifest = _manifest(row.manifest)
     if not probe or row.probe is None:
         return manifest
     return manifest.model_copy(update={"probe": Probe.model_validate_json(row.probe)})
+
+
+@lru_cache(maxsize=32)
+def _manifest(text: str) -> Manifest:
+    """On its way to `ready` a version is read a dozen times."""
+    return Manifest.model_validate_json(text)
 
 
 def version_record(row: VersionRow, adapter: AdapterRow, manifest: Manifest) -> VersionRecord:

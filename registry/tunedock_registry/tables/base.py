@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Integer, MetaData, String, update
+from sqlalchemy import JSON, BigInteger, Integer, MetaData, String, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, declared_attr, mapped_column
 
@@ -58,6 +58,14 @@ class ChangeCounter(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int] = mapped_column(default=0)
+
+
+_COUNTER = select(ChangeCounter.__table__.c.value)
+
+
+def change_counter(session: Session) -> int:
+    """Without the ORM: servers look at it many times a second."""
+    return int(session.connection().execute(_COUNTER).scalar_one())
 
 
 def bump(session: Session) -> None:

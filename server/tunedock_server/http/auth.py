@@ -6,7 +6,6 @@ Paths, `Host` and forwarded headers play no part: every auth bypass of the last 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ from enum import StrEnum
 from tunedock_api.errors import PermissionDenied, Unauthenticated
 from tunedock_api.names import DEFAULT_PROJECT
 from tunedock_registry.keys import KeyRecord, digest
-from tunedock_registry.registry import Registry
 
 
 class Policy(StrEnum):
@@ -81,20 +79,3 @@ class Authenticator:
         if policy.value not in record.scopes and ADMIN_SCOPE not in record.scopes:
             raise PermissionDenied(f"This API key lacks the scope '{policy.value}'.")
         return Principal(record.project, record.id)
-
-
-class KeyRing:
-    """The valid keys in memory, so that a request never waits for the database."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._keys: Mapping[str, KeyRecord] = {}
-
-    async def refresh(self) -> None:
-        self._keys = await asyncio.to_thread(self._registry.keys.valid)
-
-    def current(self) -> Mapping[str, KeyRecord]:
-        return self._keys
-
-    def projects(self) -> set[str]:
-        return {record.project for record in self._keys.values()} | {DEFAULT_PROJECT}
