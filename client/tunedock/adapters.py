@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from tunedock_api.errors import BadInput, NotFound, model_not_found
+from tunedock_api.errors import BadInput, DeadlineExceeded, NotFound, Rejected, model_not_found
 from tunedock_api.names import DEFAULT_ALIAS, parse_ref
 
 from . import operations as op
@@ -19,6 +20,7 @@ from .types import Adapter, Alias, HistoryEntry, Version
 
 CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 _DOWNLOADED = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, "README.md")
+_WAIT_S = 20.0  # of one request: a server waits up to 30
 Ref = str
 
 
@@ -44,11 +46,28 @@ class AsyncAdapters:
         """Uploads a PEFT adapter folder as the next version of `name`.
 
         The version is `published` at first and becomes `ready` or `rejected` when the server has verified it.
-        Raises Rejected with the reason when the files cannot be served on this base model.
+        `verdict` waits for that. Raises Rejected with the reason when the files cannot be served on this base model.
         """
         with ExitStack() as stack:
             files = {part: stack.enter_context(path.open("rb")) for part, path in _parts(Path(folder)).items()}
             return Version.model_validate(await self._transport.publish(name, files))
+
+    async def verdict(self, ref: Ref, *, timeout_s: float = 600.0) -> Version:
+        """The version as soon as the server has verified it and it is `ready`.
+
+        Raises Rejected with the reason when it is not fit to be served, DeadlineExceeded after `timeout_s`.
+        """
+        at, deadline = await self._numbered(ref), time.monotonic() + timeout_s
+        while True:
+            wait_s = max(0.0, min(_WAIT_S, deadline - time.monotonic()))
+            version = Version.model_validate(await self._transport.call(op.GET_VERSION, at, {"wait_s": wait_s}))
+            if version.state not in ("published", "verifying"):
+                break
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(f"{version.ref} is still {version.state} after {timeout_s:g} s.")
+        if version.state == "rejected":
+            raise Rejected(f"{version.ref} was rejected: {version.reason}")
+        return version
 
     async def promote(
         self, ref: Ref, *, alias: str = DEFAULT_ALIAS, expected_revision: int | None = None, reason: str = ""

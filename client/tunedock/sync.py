@@ -161,6 +161,9 @@ class Adapters:
     def publish(self, name: str, folder: str | os.PathLike[str]) -> Version:
         return self._portal.run(self._adapters.publish(name, folder))
 
+    def verdict(self, ref: Ref, *, timeout_s: float = 600.0) -> Version:
+        return self._portal.run(self._adapters.verdict(ref, timeout_s=timeout_s))
+
     def promote(
         self, ref: Ref, *, alias: str = DEFAULT_ALIAS, expected_revision: int | None = None, reason: str = ""
     ) -> Alias:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from openai import OpenAI
-from tunedock import TuneDock, Version
+from tunedock import TuneDock
 from tunedock_api.names import version_ref
 
 from .domain import Question
@@ -54,7 +54,7 @@ def roll_out(openai: OpenAI, dock: TuneDock, old: str, job: Follower, questions:
     with Traffic(openai, adapter, questions, NUM_STREAMS) as traffic:
         new = next_version(dock, old, job)
         published = time.monotonic()
-        wait_ready(dock, new)
+        dock.adapters.verdict(new, timeout_s=READY_S)
         first_answer = first_token(openai, new, questions[0])
         job.wait()
         promoting = time.monotonic()
@@ -81,21 +81,6 @@ def next_version(dock: TuneDock, old: str, job: Follower) -> str:
                 return job.result()
         time.sleep(LOOK_S)
     return version_ref(adapter, latest)
-
-
-def wait_ready(dock: TuneDock, ref: str) -> None:
-    """Raises RuntimeError when the gate refuses the version, or is silent for `READY_S`."""
-    deadline = time.monotonic() + READY_S
-    version = dock.adapters.version(ref)
-    while version.state in ("published", "verifying") and time.monotonic() < deadline:
-        time.sleep(LOOK_S)
-        version = dock.adapters.version(ref)
-    if version.state != "ready":
-        raise RuntimeError(_refusal(version))
-
-
-def _refusal(version: Version) -> str:
-    return f"{version.ref} is {version.state}: {version.reason or 'no reason given'}"
 
 
 def first_token(client: OpenAI, model: str, question: Question) -> float:

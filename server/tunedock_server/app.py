@@ -132,7 +132,7 @@ class Server:
         self.validator = FileValidator(registry, self.inspector)
         self.files = FileService(registry, self.validator, settings.max_upload_bytes, self.inspector)
         self.jobs = JobService(registry, self.files, self.catalog, pool, self.watcher.look)
-        self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher.look)
+        self.adapters = AdapterService(registry, self.catalog, self.residents, self.watcher)
         intake = intake or IsolatedIntake()
         self.publisher = Publisher(registry, pool, self.watcher.look, settings.max_adapter_bytes, intake)
         self.models = ModelService(self.catalog, self.adapters, int(time.time()))

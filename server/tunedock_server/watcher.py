@@ -21,7 +21,10 @@ OnChange = Callable[[Known, Known], Awaitable[None]]
 
 
 class Watcher:
-    """`look` may be called at any time, for example after our own write. `on_change` gets what was known before, and now."""
+    """`look` may be called at any time, for example after our own write. `on_change` gets what was known before, and now.
+
+    `news` is set at the next change, and replaced by another event for the one after it.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Watcher:
         self._on_change = on_change
         self._seen = -1
         self._turn = asyncio.Lock()
+        self.news = asyncio.Event()
         self.failing = False
 
     async def look(self) -> None:
@@ -47,6 +51,8 @@ class Watcher:
             before = self._catalog.known
             self._catalog.take(known)
             self._seen = known.snapshot.counter
+            news, self.news = self.news, asyncio.Event()
+            news.set()
         await self._on_change(before, known)
 
     async def run(self) -> None:

@@ -126,6 +126,7 @@ def test_adapters_are_downloaded_and_published(live: FakeServer, command: Comman
     folder = tmp_path / "folder"
     assert command("adapters", "download", "source@1", str(folder)).out.strip() == str(folder)
     assert command("adapters", "publish", "copy", str(folder), "--json").json["name"] == "copy"
+    assert command("adapters", "publish", "copy", str(folder), "--wait", "--json").json["state"] == "ready"
 
 
 @pytest.mark.parametrize(

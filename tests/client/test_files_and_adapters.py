@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.fake_server import BASE, FakeServer
-from tunedock import BadInput, Conflict, NotFound, TuneDock
+from tunedock import BadInput, Conflict, DeadlineExceeded, NotFound, Rejected, TuneDock
 
 ROWS = [{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}] * 12
 
@@ -49,6 +50,34 @@ def test_versions_move_by_promote_and_rollback(client: TuneDock, live: FakeServe
     assert client.adapters.rollback("moved").shown == "1"
     assert client.chat("hi", model="moved").model == "moved@1"
     assert "better" in {entry.reason for entry in client.adapters.history("moved")}
+
+
+def test_a_verdict_is_waited_for(client: TuneDock, live: FakeServer) -> None:
+    published = client.adapters.publish("judged", live.peft_folder(31))
+    version = client.adapters.verdict(published.ref)
+    assert (version.ref, version.state) == ("judged@1", "ready")
+    assert client.chat("hi", model="judged@1").model == "judged@1"
+
+
+@pytest.fixture
+def slow(live: FakeServer) -> Iterator[FakeServer]:
+    """Its loads take longer than it takes to say something about the version meanwhile."""
+    live.pool.behaviour.load_s = 1.0
+    yield live
+    live.pool.behaviour.load_s = 0.0
+
+
+def test_a_rejection_is_an_error_with_its_reason(client: TuneDock, slow: FakeServer) -> None:
+    published = client.adapters.publish("futile", slow.peft_folder(32))
+    slow.pool.behaviour.same_as_base.add(published.digest)
+    with pytest.raises(Rejected, match=r"futile@1.*no effect"):
+        client.adapters.verdict(published.ref)
+
+
+def test_a_verdict_that_does_not_come_is_a_deadline(client: TuneDock, slow: FakeServer) -> None:
+    published = client.adapters.publish("late", slow.peft_folder(33))
+    with pytest.raises(DeadlineExceeded, match="late@1 is still"):
+        client.adapters.verdict(published.ref, timeout_s=0.2)
 
 
 def test_an_alias_can_be_promoted_to_another(client: TuneDock, live: FakeServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -78,6 +79,33 @@ async def test_a_version_that_is_shown_as_ready_can_be_asked_at_once(server: Run
         while shown["state"] != "ready":
             shown = (await server.raw.get(f"/v1/adapters/support/versions/{number}")).json()
         assert (await server.ask(f"support@{number}")).model == f"support@{number}"
+
+
+async def test_asking_for_a_version_can_wait_for_the_verdict(server: Running) -> None:
+    server.pool.behaviour.load_s = 0.3
+    number = (await bring(server)).json()["version"]
+    path = f"/v1/adapters/support/versions/{number}"
+    assert (await server.raw.get(path, params={"wait_s": 0.05})).json()["state"] in ("published", "verifying")
+    assert (await server.raw.get(path, params={"wait_s": 20})).json()["state"] == "ready"
+    began = time.monotonic()
+    assert (await server.raw.get(path, params={"wait_s": 20})).json()["state"] == "ready"
+    assert time.monotonic() - began < 5, "a verdict that is there was waited for"
+
+
+async def test_waiting_for_a_verdict_ends_with_the_adapter(server: Running) -> None:
+    server.pool.behaviour.load_s = 20.0
+    number = (await bring(server)).json()["version"]
+    waiting = asyncio.create_task(server.raw.get(f"/v1/adapters/support/versions/{number}?wait_s=20"))
+    await asyncio.sleep(0.2)
+    assert (await server.raw.delete("/v1/adapters/support")).status_code == 200
+    assert (await asyncio.wait_for(waiting, 5)).status_code == 404
+
+
+@pytest.mark.parametrize("wait_s", ["-1", "31", "nan", "soon"])
+async def test_a_wait_that_cannot_be_is_400(server: Running, wait_s: str) -> None:
+    number = (await bring(server)).json()["version"]
+    answer = await server.raw.get(f"/v1/adapters/support/versions/{number}?wait_s={wait_s}")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "wait_s")
 
 
 async def test_what_cannot_be_served_is_422_with_the_reason_and_stores_nothing(server: Running) -> None:

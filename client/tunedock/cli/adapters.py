@@ -147,11 +147,16 @@ def publish(
     ctx: typer.Context,
     name: Name,
     folder: Annotated[Path, typer.Argument(help="A PEFT adapter folder.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until the version is ready; it fails when it is rejected.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Upload a PEFT folder as the next version of an adapter."""
     with client_of(ctx) as client:
         version = client.adapters.publish(name, folder)
+        if wait:
+            version = client.adapters.verdict(version.ref)
     _report_version(version, version.state, as_json)
 
 

@@ -311,16 +311,22 @@ class GetVersionRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    WAIT_S_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.str
     """`7`, or the tag of a checkpoint."""
+    wait_s: builtins.float
+    """While the version is published or verifying, the answer waits up to so many seconds for the verdict; at most 30,
+    0 = off.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         version: builtins.str = ...,
+        wait_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version", "wait_s", b"wait_s"]) -> None: ...
 
 Global___GetVersionRequest: typing_extensions.TypeAlias = GetVersionRequest
 

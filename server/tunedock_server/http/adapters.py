@@ -96,9 +96,10 @@ def _declare_versions(routes: Routes, adapters: AdapterService) -> None:
         return JSONResponse(wire.listing(page, shown))
 
     @routes.get("/v1/adapters/{name}/versions/{version}", policy=READ, tags=TAGS)
-    async def get_version(request: Request, name: str, version: str) -> Response:
-        """`version`: a number, or a checkpoint's tag."""
-        return JSONResponse(shown(await adapters.version(principal_of(request).project, name, version)))
+    async def get_version(request: Request, name: str, version: str, wait_s: float = 0.0) -> Response:
+        """`version`: a number, or a checkpoint's tag. With `wait_s` (at most 30) the answer comes as soon as the version has
+        been verified."""
+        return JSONResponse(shown(await adapters.version(principal_of(request).project, name, version, wait_s)))
 
     @routes.delete("/v1/adapters/{name}/versions/{version}", policy=WRITE, tags=TAGS)
     async def retire_version(request: Request, name: str, version: str, reason: Reason = "") -> Response:

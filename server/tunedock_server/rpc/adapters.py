@@ -61,9 +61,8 @@ class AdaptersRpc(AdaptersServicer):
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.Version:
         project = current_call().principal.project
-        return from_answer(
-            pb.Version, self._version(await self._adapters.version(project, request.name, request.version))
-        )
+        found = await self._adapters.version(project, request.name, request.version, request.wait_s)
+        return from_answer(pb.Version, self._version(found))
 
     async def PublishVersion(
         self, request_iterator: AsyncIterator[pb.PublishVersionRequest], context: Context

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from tunedock_api.errors import BadInput, Conflict, NotFound, model_not_found
 from tunedock_api.names import is_name
+from tunedock_registry.adapters.versions import WAITING
 from tunedock_registry.records import (
     AdapterRecord,
     AliasRecord,
@@ -21,6 +23,9 @@ from tunedock_registry.registry import Registry
 
 from ..catalog import Catalog
 from ..residency.residents import Residents
+from ..watcher import Watcher
+
+MAX_WAIT_S = 30.0  # below what proxies give a silent request
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,14 @@ class Who:
 
 
 class AdapterService:
-    """`changed` makes this server see a write of its own at once."""
+    """`watcher` sees changes by anybody, after a write of our own at once."""
 
-    def __init__(
-        self, registry: Registry, catalog: Catalog, residents: Residents, changed: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, registry: Registry, catalog: Catalog, residents: Residents, watcher: Watcher) -> None:
         self._adapters = registry.adapters
         self._catalog = catalog
         self._residents = residents
-        self._changed = changed
+        self._watcher = watcher
+        self._changed = watcher.look
 
     async def list(self, project: str, after: str | None, limit: int) -> Page[AdapterRecord]:
         return await asyncio.to_thread(self._adapters.list, project, after, limit)
@@ -60,12 +64,19 @@ class AdapterService:
         _check_name(name)
         return await asyncio.to_thread(self._adapters.versions, project, name, after, limit)
 
-    async def version(self, project: str, name: str, version: str) -> VersionRecord:
-        """`version`: a number, or a checkpoint's tag. Raises NotFound.
+    async def version(self, project: str, name: str, version: str, wait_s: float = 0.0) -> VersionRecord:
+        """`version`: a number, or a checkpoint's tag. Waits up to `wait_s` for the gate's verdict. Raises NotFound, BadInput.
 
         A version that is shown as ready can be asked at once, also when another server's gate has just said so.
         """
-        record = await self._find(project, name, version)
+        if not 0 <= wait_s <= MAX_WAIT_S:
+            raise BadInput(f"wait_s is {wait_s:g}: it can be 0 to {MAX_WAIT_S:g} seconds.", param="wait_s")
+        deadline = time.monotonic() + wait_s
+        while True:
+            news = self._watcher.news  # before the look, so that no change falls between
+            record = await self._find(project, name, version)
+            if record.state not in WAITING or not await _comes(news, deadline):
+                break
         if record.state == "ready" and not self._catalog.offers(record):
             await self._changed()
         return record
@@ -177,3 +188,13 @@ def targets_of(version: int | None, targets: Sequence[Target] | None) -> list[Ta
     if (version is None) == (targets is None):
         raise BadInput("Give either 'version' or 'targets'.", param="version")
     return [Target(version)] if version is not None else list(targets or ())
+
+
+async def _comes(news: asyncio.Event, deadline: float) -> bool:
+    """Whether it does before `deadline`."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            await news.wait()
+    except TimeoutError:
+        return False
+    return True
