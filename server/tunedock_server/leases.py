@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from .pool import Pours, Take
+
 T = TypeVar("T")
 BASE = ""  # the key of leases on the base model
 
@@ -94,6 +96,19 @@ class LeasedStream(Generic[T]):
         finally:
             self._finish()
 
+    async def pour(self, take: Take[T]) -> None:
+        """Gives every part to `take`, instead of iterating."""
+        try:
+            for part in self._first:
+                await _taken(take, part)
+            if isinstance(self._source, Pours):
+                await self._source.pour(take)
+            else:
+                async for part in self._source:
+                    await _taken(take, part)
+        finally:
+            self._finish()
+
     async def aclose(self) -> None:
         """Stops the generation, then releases. Safe to call twice."""
         try:
@@ -102,3 +117,8 @@ class LeasedStream(Generic[T]):
                 await close()
         finally:
             self._finish()
+
+
+async def _taken(take: Take[T], part: T) -> None:
+    if (full := take(part)) is not None:
+        await full()

@@ -9,10 +9,10 @@ Residency of a version inside one engine: `host` (verified, in engine dtype, in 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 from tunedock_api.manifest import Frozen, ServingProfile
@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 Residency = Literal["host", "slot", "pinned"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 SseStream = AsyncGenerator[bytes, None]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Full = Callable[[], Awaitable[None]] | None
+"""None, or what to call and await before more is given."""
+Take = Callable[[T], Full]
+"""Takes a part of a stream, without waiting."""
+
+
+@runtime_checkable
+class Pours(Protocol[T_co]):
+    """A stream that can also hand over its parts by itself, which costs less per part than iterating it."""
+
+    async def pour(self, take: Take[T_co]) -> None:
+        """Gives everything that is left to `take`. Returns at the end, raises what iterating would."""
 
 
 class EngineSettings(Frozen):
@@ -257,7 +272,10 @@ class EnginePool(Protocol):
         """OpenAI response, of which nothing is kept; a stream consists of named events. Otherwise as `chat`."""
 
     def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
-        """Token deltas for transports of our own. Raises on the first iteration what `chat` raises."""
+        """Token deltas for transports of our own. Raises at the latest on the first iteration what `chat` raises.
+
+        What comes back may also be `Pours`.
+        """
 
     async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
         """Log-probabilities of a given text under a version, by the serving engine itself (publish gate)."""

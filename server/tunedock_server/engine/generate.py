@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+import asyncio
+from asyncio import Future
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from vllm import SamplingParams
@@ -14,25 +16,131 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from ..pool import FinishReason, GenerateDelta, GenerateRequest, Pinned, TokenLogprob
+from ..pool import FinishReason, Full, GenerateDelta, GenerateRequest, Pinned, Take, TokenLogprob
 from . import errors, fields
 from .openai import OpenAIFrontEnd
 
+Enter = Callable[[], tuple[LoRARequest | None, Callable[[], None]]]
 
-async def generate(
-    llm: AsyncLLM, front: OpenAIFrontEnd, request: GenerateRequest, pinned: Pinned, lora: LoRARequest | None
-) -> AsyncGenerator[GenerateDelta, None]:
-    """Raises only TuneDockError; closing the generator aborts the sequence."""
-    try:
-        prompt, params = await _render(llm, front, request, pinned)
-        produced: dict[int, int] = {}
-        async with aclosing(llm.generate(prompt, params, request.request_id, lora_request=lora)) as outputs:
-            async for output in outputs:
-                for delta in _deltas(output, produced):
-                    yield delta
-    except Exception as error:  # edge to vLLM
-        raise errors.from_exception(error) from error
+
+class Deltas(AsyncGenerator[GenerateDelta, None]):
+    """One answer, to be iterated or poured. Closing it aborts the sequence. Raises only TuneDockError."""
+
+    def __init__(
+        self, llm: AsyncLLM, front: OpenAIFrontEnd, request: GenerateRequest, pinned: Pinned, enter: Enter
+    ) -> None:
+        """`enter` is called when the answer begins, and what it returns beside the adapter once when it is over."""
+        self._llm = llm
+        self._front = front
+        self._request = request
+        self._pinned = pinned
+        self._enter = enter
+        self._leave: Callable[[], None] | None = None
+        self._outputs: RequestOutputCollector | None = None
+        self._ready: deque[GenerateDelta] = deque()
+        self._produced: dict[int, int] = {}
+        self._finished = False
+
+    async def asend(self, value: None = None) -> GenerateDelta:
+        try:
+            while not self._ready:
+                if self._finished:
+                    raise StopAsyncIteration
+                outputs = self._outputs or await self._begin()
+                self._accept(outputs.get_nowait() or await outputs.get())
+            return self._ready.popleft()
+        except StopAsyncIteration:
+            raise
+        except Exception as error:  # edge to vLLM
+            await self.aclose()
+            raise errors.from_exception(error) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    __anext__ = asend
+
+    async def pour(self, take: Take[GenerateDelta]) -> None:
+        """See `Pours`. Here `take` is called by vLLM's own task, so that no task of ours is woken for a token."""
+        try:
+            while self._ready or not self._finished:
+                if (full := await self._step(take)) is not None:
+                    await full()
+        except Exception as error:  # edge to vLLM
+            await self.aclose()
+            raise errors.from_exception(error) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _step(self, take: Take[GenerateDelta]) -> Full:
+        if self._ready:
+            return take(self._ready.popleft())
+        outputs = self._outputs or await self._begin()
+        if (output := outputs.get_nowait()) is None:
+            return await self._pushed(outputs, take)
+        self._accept(output)
+        return None
+
+    async def athrow(self, *error: Any) -> GenerateDelta:
+        await self.aclose()
+        raise error[0]
+
+    async def aclose(self) -> None:
+        """Safe to call twice."""
+        outputs, finished, self._finished = self._outputs, self._finished, True
+        self._ready.clear()
+        try:
+            if outputs is not None and not finished and not self._llm.errored:
+                await self._llm.abort(outputs.request_id, internal=True)
+        finally:
+            self._over()
+
+    async def _begin(self) -> RequestOutputCollector:
+        lora, self._leave = self._enter()
+        prompt, params = await _render(self._llm, self._front, self._request, self._pinned)
+        self._outputs = await self._llm.add_request(self._request.request_id, prompt, params, lora_request=lora)
+        return self._outputs
+
+    def _accept(self, output: Any) -> None:
+        self._ready.extend(_deltas(output, self._produced))
+        if output.finished:
+            self._finished = True
+            self._over()
+
+    def _over(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    async def _pushed(self, outputs: RequestOutputCollector, take: Take[GenerateDelta]) -> Full:
+        """Lets vLLM put into `take` until the end, an error, or something to await. An output that comes after that is
+        collected as usual, joined with the next ones."""
+        turn: Future[Full] = asyncio.get_running_loop().create_future()
+
+        def push(output: Any) -> None:
+            if turn.done():
+                type(outputs).put(outputs, output)
+                return
+            try:
+                if isinstance(output, Exception):
+                    raise output
+                self._accept(output)
+                full: Full = None
+                while self._ready and full is None:
+                    full = take(self._ready.popleft())
+                if full is not None or self._finished:
+                    turn.set_result(full)
+            except Exception as error:  # vLLM's task works for all requests: it must not end by one of them
+                turn.set_exception(error)
+
+        outputs.put = push
+        try:
+            return await turn
+        finally:
+            del outputs.put
 
 
 async def _render(

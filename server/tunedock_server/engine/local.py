@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tunedock_api.errors import Unavailable
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from ..pool import EngineFacts, EngineSettings, GenerateDelta, GenerateRequest, Pinned, Residency, Scores, SseStream
+from ..pool import EngineFacts, EngineSettings, GenerateRequest, Pinned, Residency, Scores, SseStream
 from . import errors
 from .facts import read_facts
-from .generate import generate
+from .generate import Deltas
 from .hosted import HostedAdapters
 from .intake import VerifiedFiles
 from .llm import start_llm
@@ -99,15 +99,9 @@ class LocalEngine:
     async def respond(self, body: dict[str, Any], pinned: Pinned, request_id: str) -> dict[str, Any] | SseStream:
         return await self._answer("respond", body, pinned, request_id)
 
-    async def generate(self, request: GenerateRequest, pinned: Pinned) -> AsyncGenerator[GenerateDelta, None]:
+    def generate(self, request: GenerateRequest, pinned: Pinned) -> Deltas:
         run = self._live()
-        lora, done = run.adapters.enter(pinned)
-        try:
-            async with aclosing(generate(run.llm, run.front, request, pinned, lora)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        finally:
-            done()
+        return Deltas(run.llm, run.front, request, pinned, partial(run.adapters.enter, pinned))
 
     async def score(self, token_ids: Sequence[int], pinned: Pinned) -> Scores:
         run = self._live()

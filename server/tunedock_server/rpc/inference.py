@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 
 from tunedock_api.jsonpb import Json, from_answer
 from tunedock_api.v1 import inference_pb2 as pb
 from tunedock_api.v1.inference_pb2_grpc import InferenceServicer
 
-from ..pool import GenerateDelta, GenerateRequest, Pinned
+from ..pool import Full, GenerateDelta, GenerateRequest, Pinned, Take
 from ..services.inference import Inference
 from ..services.models import ModelService
 from . import prompts
@@ -20,8 +21,6 @@ from .guard import Context, current_call
 from .many import ManyStreams
 
 NewChunk = Callable[[], pb.GenerateChunk]
-Sent = Callable[[pb.GenerateChunk], Awaitable[None] | None]
-"""Takes a complete chunk. What it returns is awaited before the next one is begun."""
 
 
 class InferenceRpc(InferenceServicer):
@@ -51,13 +50,13 @@ class InferenceRpc(InferenceServicer):
     # Streams write by themselves, which grpc allows and its stubs do not know: a generator is one more turn per message.
 
     async def StreamChat(self, request: pb.ChatRequest, context: Context) -> None:  # type: ignore[override]
-        await self._pour(request, pb.GenerateChunk, context.write)
+        await self._pour(request, pb.GenerateChunk, lambda chunk: partial(context.write, chunk))
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.GenerateResponse:
         return await self._whole(request.model, prompts.completion_request(request, current_call().request_id))
 
     async def StreamComplete(self, request: pb.CompleteRequest, context: Context) -> None:  # type: ignore[override]
-        await self._pour(request, pb.GenerateChunk, context.write)
+        await self._pour(request, pb.GenerateChunk, lambda chunk: partial(context.write, chunk))
 
     async def StreamMany(  # type: ignore[override]
         self, requests: AsyncIterator[pb.StreamManyRequest], context: Context
@@ -90,7 +89,9 @@ class InferenceRpc(InferenceServicer):
                 tally.add(delta)
         return tally.response(call.request_id, pinned.public)
 
-    async def _pour(self, request: pb.ChatRequest | pb.CompleteRequest, new: NewChunk, sent: Sent) -> None:
+    async def _pour(
+        self, request: pb.ChatRequest | pb.CompleteRequest, new: NewChunk, sent: Take[pb.GenerateChunk]
+    ) -> None:
         """Fills chunks that `new` makes with an answer, and hands over each when it is complete."""
         request_id = current_call().request_id
         if isinstance(request, pb.CompleteRequest):
@@ -99,27 +100,31 @@ class InferenceRpc(InferenceServicer):
         call = prompts.chat_request(request, request_id)
         await (self._steps_with_tools if call.tools else self._steps)(request.model, call, new, sent)
 
-    async def _steps(self, model: str, call: GenerateRequest, new: NewChunk, sent: Sent) -> None:
-        """This loop runs once for every token."""
+    async def _steps(self, model: str, call: GenerateRequest, new: NewChunk, sent: Take[pb.GenerateChunk]) -> None:
+        """`take` runs once for every token."""
         pinned, stream = await self._inference.generate(current_call().principal.project, model, call)
         _tell_version(pinned)
         latest: dict[int, GenerateDelta] = {}
         part: pb.GenerateChunk | None = _head(new(), call.request_id, pinned)
+
+        def take(delta: GenerateDelta) -> Full:
+            nonlocal part
+            latest[delta.index] = delta
+            filled = part or new()
+            add_delta(filled, delta)
+            part = filled if delta.more else None
+            return None if delta.more else sent(filled)
+
         async with aclosing(stream):
-            async for delta in stream:
-                latest[delta.index] = delta
-                part = part or new()
-                add_delta(part, delta)
-                if not delta.more:
-                    if (full := sent(part)) is not None:
-                        await full
-                    part = None
+            await stream.pour(take)
         last = new()
         last.usage.CopyFrom(usage_of(latest.values()))
         if (full := sent(last)) is not None:
-            await full
+            await full()
 
-    async def _steps_with_tools(self, model: str, call: GenerateRequest, new: NewChunk, sent: Sent) -> None:
+    async def _steps_with_tools(
+        self, model: str, call: GenerateRequest, new: NewChunk, sent: Take[pb.GenerateChunk]
+    ) -> None:
         """OpenAI's own events: which text begins a tool call only the model's parser knows."""
         options = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
         body = call.body() | {"model": model} | options
@@ -132,7 +137,7 @@ class InferenceRpc(InferenceServicer):
                 first = False
                 add_event(part, event)
                 if (full := sent(part)) is not None:
-                    await full
+                    await full()
 
 
 def _head(part: pb.GenerateChunk, request_id: str, pinned: Pinned) -> pb.GenerateChunk:

@@ -1,9 +1,9 @@
 """Many streams over one call: everything that is there when the connection can take more goes out in one message.
 
-Each stream is a task that puts its chunks into the one message that is being filled. All tasks that an engine step woke
-have run before the call's own task takes that message and writes it, so that a step costs one write, however many streams
-there are; while a write is under way the next message fills. A message that nobody takes stops the streams that would
-make it grow, and vLLM then joins their tokens.
+The engine's task puts the tokens of all streams straight into the one message that is being filled. The call's own task
+takes that message and writes it, so that a step costs one write and wakes one task, however many streams there are; while a
+write is under way the next message fills. A message that nobody takes stops the streams that would make it grow, and vLLM
+then joins their tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from tunedock_api.errors import BadInput, DeadlineExceeded, TuneDockError
 from tunedock_api.v1 import inference_pb2 as pb
 
 from ..http.errors import translate
+from ..pool import Full, Take
 from .guard import Call, current_call, logged, now_current
 from .status import status_of
 
-Full = Awaitable[None] | None
 Answering = Callable[
-    [pb.ChatRequest | pb.CompleteRequest, Callable[[], pb.GenerateChunk], Callable[[pb.GenerateChunk], Full]],
-    Awaitable[None],
+    [pb.ChatRequest | pb.CompleteRequest, Callable[[], pb.GenerateChunk], Take[pb.GenerateChunk]], Awaitable[None]
 ]
 Write = Callable[[pb.StreamManyResponse], Awaitable[None]]
 MOST_PARTS = 1024  # in a message that waits to be written
@@ -48,8 +47,7 @@ class Outbox:
         return part
 
     def full(self) -> Full:
-        """None, or what to await before the message may grow."""
-        return None if self._num_parts < MOST_PARTS else self._room()
+        return None if self._num_parts < MOST_PARTS else self._room
 
     async def _room(self) -> None:
         while self._num_parts >= MOST_PARTS:
@@ -108,7 +106,7 @@ class ManyStreams:
             async for request in requests:
                 self._take(request)
                 if (full := self._outbox.full()) is not None:  # whoever does not read the answers may not ask on
-                    await full
+                    await full()
         except asyncio.CancelledError:  # `finish`, or the end of the call, which cancels the streams as well
             pass
         except Exception as error:  # this task's edge: the call ends with it
