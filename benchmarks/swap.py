@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from tunedock_registry.layout import Home
 
 from . import swap_cycles, swap_latency, swap_many, swap_streams
 from .figures import Figure, Report
@@ -84,17 +85,14 @@ async def crowd(bench: Bench) -> list[Figure]:
 
 
 async def registered(bench: Bench) -> list[Figure]:
-    """Many registered adapters beside three."""
-    effort, home = bench.effort, swap_many.home_of(bench.folder)
-    async with ours() as server:
-        few = list(await swap_many.publish_line(server, bench.small[:3], "few"))
-        few_ms = await swap_many.decode_gap_ms(server, few[:2], effort.zipf_s)
+    """Many registered adapters, and three on a server beside it, which is asked in turn."""
+    effort, folder, num = bench.effort, bench.folder, bench.effort.num_registered
+    few_home, home = Home(folder / "few"), Home(folder / "home")
+    swap_many.register(few_home, bench.small[:3])
     swap_many.register(home, bench.small)
-    async with ours(home.root) as server:
-        many_ms = await swap_many.decode_gap_ms(server, ["many0000", "many0001"], effort.zipf_s)
-        page = await swap_many.first_page(server, effort.num_registered)
-    cost = swap_many.step_cost(few_ms, many_ms, effort.num_registered)
-    return [swap_many.resolve(home, effort.num_registered), page, cost]
+    async with ours(few_home.root) as few, ours(home.root) as many:
+        cost = await swap_many.step_cost(few, many, num, effort.zipf_s)
+        return [swap_many.resolve(home, num), await swap_many.first_page(many, num), cost]
 
 
 async def cycles(bench: Bench) -> list[Figure]:
