@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from tunedock_api.errors import BadInput, DeadlineExceeded, NotFound, Rejected, model_not_found
+from tunedock_api.errors import BadInput, Conflict, DeadlineExceeded, NotFound, Rejected, model_not_found
 from tunedock_api.names import DEFAULT_ALIAS, parse_ref
 
 from . import operations as op
@@ -55,7 +55,8 @@ class AsyncAdapters:
     async def verdict(self, ref: Ref, *, timeout_s: float = 600.0) -> Version:
         """The version as soon as the server has verified it and it is `ready`.
 
-        Raises Rejected with the reason when it is not fit to be served, DeadlineExceeded after `timeout_s`.
+        Raises Rejected with the reason when it is not fit to be served, Conflict when it is offered no more,
+        DeadlineExceeded after `timeout_s`.
         """
         at, deadline = await self._numbered(ref), time.monotonic() + timeout_s
         while True:
@@ -67,6 +68,8 @@ class AsyncAdapters:
                 raise DeadlineExceeded(f"{version.ref} is still {version.state} after {timeout_s:g} s.")
         if version.state == "rejected":
             raise Rejected(f"{version.ref} was rejected: {version.reason}")
+        if version.state != "ready":
+            raise Conflict(f"{version.ref} is {version.state}: publish the adapter again.", "version_not_ready")
         return version
 
     async def promote(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.fake_server import BASE, FakeServer
 from tunedock import BadInput, Conflict, DeadlineExceeded, NotFound, Rejected, TuneDock
+from tunedock_registry.records import Target
 
 ROWS = [{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}] * 12
 
@@ -72,6 +73,15 @@ def test_a_rejection_is_an_error_with_its_reason(client: TuneDock, slow: FakeSer
     slow.pool.behaviour.same_as_base.add(published.digest)
     with pytest.raises(Rejected, match=r"futile@1.*no effect"):
         client.adapters.verdict(published.ref)
+
+
+def test_a_version_that_is_offered_no_more_has_no_verdict(client: TuneDock, live: FakeServer) -> None:
+    live.ready("gone", seed=34)
+    version = live.ready("gone", seed=35)
+    live.registry.adapters.set_alias("default", "gone", "production", [Target(1)])
+    live.registry.adapters.retire(version.id)
+    with pytest.raises(Conflict, match="gone@2 is reti"):
+        client.adapters.verdict("gone@2")
 
 
 def test_a_verdict_that_does_not_come_is_a_deadline(client: TuneDock, slow: FakeServer) -> None:
