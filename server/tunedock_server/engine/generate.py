@@ -6,7 +6,7 @@ import asyncio
 from asyncio import Future
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from vllm import SamplingParams
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -45,20 +45,14 @@ class Deltas(AsyncGenerator[GenerateDelta, None]):
 
     async def asend(self, value: None = None) -> GenerateDelta:
         try:
-            while not self._ready:
-                if self._finished:
-                    raise StopAsyncIteration
+            while not self._ready and not self._finished:
                 outputs = self._outputs or await self._begin()
                 self._accept(outputs.get_nowait() or await outputs.get())
-            return self._ready.popleft()
-        except StopAsyncIteration:
-            raise
-        except Exception as error:  # edge to vLLM
-            await self.aclose()
-            raise errors.from_exception(error) from error
-        except BaseException:
-            await self.aclose()
-            raise
+        except BaseException as error:
+            await self._fail(error)
+        if not self._ready:
+            raise StopAsyncIteration
+        return self._ready.popleft()
 
     __anext__ = asend
 
@@ -68,12 +62,8 @@ class Deltas(AsyncGenerator[GenerateDelta, None]):
             while self._ready or not self._finished:
                 if (full := await self._step(take)) is not None:
                     await full()
-        except Exception as error:  # edge to vLLM
-            await self.aclose()
-            raise errors.from_exception(error) from error
-        except BaseException:
-            await self.aclose()
-            raise
+        except BaseException as error:
+            await self._fail(error)
 
     async def _step(self, take: Take[GenerateDelta]) -> Full:
         if self._ready:
@@ -97,6 +87,13 @@ class Deltas(AsyncGenerator[GenerateDelta, None]):
                 await self._llm.abort(outputs.request_id, internal=True)
         finally:
             self._over()
+
+    async def _fail(self, error: BaseException) -> NoReturn:
+        """Nothing goes on after an error or a cancellation. This is the edge to vLLM: its errors become ours."""
+        await self.aclose()
+        if isinstance(error, Exception):
+            raise errors.from_exception(error) from error
+        raise error
 
     async def _begin(self) -> RequestOutputCollector:
         lora, self._leave = self._enter()

@@ -39,13 +39,13 @@ class StrictRequest(Request):
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """In few pieces: each that goes to a file costs a visit to a thread."""
-        parts: list[bytes] = []
+        held = bytearray()
         async for part in super().stream():
-            parts.append(part)
-            if sum(map(len, parts)) >= PIECE_BYTES:
-                yield b"".join(parts)
-                parts.clear()
-        yield b"".join(parts)
+            held += part
+            if len(held) >= PIECE_BYTES:
+                yield bytes(held)
+                held.clear()
+        yield bytes(held)
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
