@@ -32,7 +32,7 @@ def written(folder: Path, seed: int, rank: int = 4) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     adapter = busy_adapter(seed, rank)
     (folder / CONFIG_FILE).write_bytes(export_config(adapter.modules.values(), "tiny"))
-    export_weights(adapter, folder / WEIGHTS_FILE)
+    export_weights(adapter, folder / WEIGHTS_FILE, adapter.compute.dtype)
     return folder
 
 

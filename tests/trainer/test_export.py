@@ -38,7 +38,7 @@ def trained(lora: LoraConfig) -> Trainee:
 
 def write(adapter: Adapter, folder: Path) -> Path:
     (folder / CONFIG_FILE).write_bytes(export_config(adapter.modules.values(), "tiny"))
-    export_weights(adapter, folder / WEIGHTS_FILE)
+    export_weights(adapter, folder / WEIGHTS_FILE, adapter.compute.dtype)
     return folder
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tunedock_api.errors import BadInput
 from tunedock_registry.data.render import Tokenizer
 from tunedock_registry.models.facts import BaseFacts, base_facts
+from tunedock_registry.processor import multiplies_bfloat16
 
 from . import attention
 from .adapter import Adapter
@@ -32,7 +33,8 @@ _TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Base:
-    """`groups` are the names of linear modules that read one tensor; `packs` says whether examples may share a row."""
+    """`groups` are the names of linear modules that read one tensor; `packs` says whether examples may share a row. Passes
+    compute in `dtype`; adapters are exported in `served_dtype`, which is the same but where bfloat16 is slow."""
 
     path: Path
     facts: BaseFacts
@@ -44,6 +46,7 @@ class Base:
     head: Head
     packs: bool
     dtype: torch.dtype
+    served_dtype: torch.dtype
     device: torch.device
 
     def layout(self, packing: bool) -> Layout:
@@ -86,12 +89,15 @@ class Base:
         return score(self.hidden(rows)[rows.label_rows_M], rows.labels.labels_M, self.head)
 
 
-def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype = torch.bfloat16) -> Base:
-    """Loads the model in `path` onto the GPU when there is one. Raises BadInput for a model that cannot be tuned."""
+def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype | None = None) -> Base:
+    """Loads the model in `path` onto the GPU when there is one, in bfloat16 unless `dtype` is given or this processor is
+    faster in float32. Raises BadInput for a model that cannot be tuned."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     attention.register()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    served_dtype = dtype or torch.bfloat16
+    dtype = dtype or _compute_dtype(device)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME)
     model = model.to(device).eval().requires_grad_(False)
     patch_norms(model)
@@ -109,9 +115,14 @@ def load_base(path: Path, model_id: str, *, max_rank: int, dtype: torch.dtype = 
         head=_head(model),
         packs=True,
         dtype=dtype,
+        served_dtype=served_dtype,
         device=device,
     )
     return _checked(base)
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else torch.float32
 
 
 def _groups(model: Any, facts: BaseFacts, device: torch.device) -> tuple[tuple[str, ...], ...]:

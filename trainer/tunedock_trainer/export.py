@@ -1,7 +1,7 @@
 """The adapter as it is served: plain PEFT files with the scaling folded into B, and how to read them back.
 
-B is multiplied by the scaling in fp32 and then rounded to the base's dtype; `lora_alpha` equals `r`, so every loader gets
-scaling 1 and rounds nothing again (vLLM folds α/r in the adapter's dtype otherwise).
+B is multiplied by the scaling in fp32 and then rounded to the dtype that adapters are served in; `lora_alpha` equals `r`, so
+every loader gets scaling 1 and rounds nothing again (vLLM folds α/r in the adapter's dtype otherwise).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def export_config(modules: Iterable[ModuleLora], base_id: str) -> bytes:
     return json.dumps(config, sort_keys=True, indent=2).encode()
 
 
-def export_weights(adapter: Adapter, path: Path) -> None:
-    """Writes A and the folded B of every module in the compute dtype, sorted by name."""
+def export_weights(adapter: Adapter, path: Path, dtype: torch.dtype) -> None:
+    """Writes A and the folded B of every module, sorted by name."""
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in adapter.served().items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.contiguous().cpu()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.contiguous().cpu()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(dtype).contiguous().cpu()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.to(dtype).contiguous().cpu()
     save_file(dict(sorted(tensors.items())), path)
 
 

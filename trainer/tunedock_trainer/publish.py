@@ -78,7 +78,7 @@ class Publisher:
         """Everything that is measured is measured with the file as written, read back."""
         weights = folder / WEIGHTS_FILE
         config = trainee.config
-        export_weights(trainee.adapter, weights)
+        export_weights(trainee.adapter, weights, self._base.served_dtype)
         served = served_adapter(weights, self._base.groups, dtype=self._base.dtype, device=self._base.device)
         lora = config.lora
         lineage = self._lineage(step, final=final)

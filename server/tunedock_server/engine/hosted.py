@@ -74,7 +74,7 @@ class HostedAdapters:
     async def _stage(self, pinned: Pinned, digest: str, load: bool) -> None:
         lora = self._resident.get(digest)
         if lora is not None:
-            state = await self._brought(lora, load)
+            state = await self._brought(lora, load, known=True)
         elif pinned.path is None:
             raise Unavailable(f"{pinned.public} has no files.", "adapter_unavailable")
         else:
@@ -93,7 +93,9 @@ class HostedAdapters:
         Raises Unavailable when they are not what was published; the engine forgets them then.
         """
         to_hash = await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
-        bringing = asyncio.create_task(self._brought(lora, load))
+        if not to_hash:
+            return await self._brought(lora, load, known=True)
+        bringing = asyncio.create_task(self._brought(lora, load, known=False))
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(_CHECKS, self._files.verify, path, lora.lora_name, public, to_hash)
@@ -104,9 +106,10 @@ class HostedAdapters:
             raise
         return await bringing
 
-    async def _brought(self, lora: LoRARequest, load: bool) -> dict[str, Any]:
+    async def _brought(self, lora: LoRARequest, load: bool, known: bool) -> dict[str, Any]:
+        """`known`: these very files were checked before."""
         call = self._llm.engine_core.call_utility_async(
-            "tunedock_bring", lora.lora_int_id, lora.lora_name, lora.lora_path, load
+            "tunedock_bring", lora.lora_int_id, lora.lora_name, lora.lora_path, load, known
         )
         state = await rpc.wait(self._llm, call, timeout_s=self._settings.call_timeout_s)
         return dict(state) if state["done"] else await self._staged(lora.lora_int_id)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from tunedock_api.errors import BadInput, Unavailable
+from tunedock_registry.processor import multiplies_bfloat16
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -47,7 +48,6 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=str(settings.model_path),
         served_model_name=[settings.model_id],
-        dtype=settings.dtype,
         seed=settings.seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -67,6 +67,7 @@ def engine_args(settings: EngineSettings) -> AsyncEngineArgs:
 def _cpu_args(settings: EngineSettings) -> dict[str, Any]:
     return {
         "distributed_executor_backend": "uni",
+        "dtype": "float32" if settings.dtype == "auto" and not multiplies_bfloat16() else settings.dtype,
         "enforce_eager": settings.enforce_eager is not False,
         "kv_cache_memory_bytes": settings.kv_cache_bytes or DEFAULT_CPU_KV_BYTES,
     }
@@ -74,6 +75,7 @@ def _cpu_args(settings: EngineSettings) -> dict[str, Any]:
 
 def _gpu_args(settings: EngineSettings) -> dict[str, Any]:
     return {
+        "dtype": settings.dtype,
         "enforce_eager": settings.enforce_eager is True,
         "kv_cache_memory_bytes": settings.kv_cache_bytes,
         "gpu_memory_utilization": settings.gpu_memory_utilization,

@@ -2,16 +2,16 @@
 
 A batch has T rows (tokens); row t uses slot `slots[t]`, or no adapter when that is -1. For one wrapped layer
 
-    y[t] += scale * (h[t] @ B[s]),   h[t] = A[s] @ x[t]          with s = slots[t]
+    y[t] += scale * (h[t] @ B^T),   h[t] = A @ x[t]          with A, B and scale of the adapter in that slot
 
-Shapes: x `[T, in]`, y `[T, out]`, and for S slots of at most R ranks A `[S, 1, R, in]`, B `[S, 1, out, R]`, as vLLM holds
-them. A packed layer (q, k, v or gate, up) has one pair for each slice of its output. Only rows that have an adapter are
-read or written: what stock vLLM 0.32 gets wrong is that index -1 means the last slot (vllm#48421).
+Shapes: x `[T, in]`, y `[T, out]`, A `[rank, in]`, B `[out, rank]`. A layer of several slices (q, k, v or gate, up) has one pair
+for each slice of its output. Only rows that have an adapter are read or written: what stock vLLM 0.32 gets wrong is that index
+-1 means the last slot (vllm#48421).
 
 Rows are grouped by slot once a step, and only the adapter's own ranks are computed. All groups of a layer go through one
 call of the C kernel, whose sums are float32; operators would spend most of their time on being called. Without it a group
-costs one matrix product for the shrink and one a slice for the expansion. h is rounded to the weights' dtype, as vLLM's GPU
-kernels and PEFT do, unless the kernel runs on a processor without bfloat16 products.
+costs two matrix products a slice. h is rounded to the weights' dtype, as vLLM's GPU kernels and PEFT do, unless the kernel
+runs on a processor without bfloat16 products.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from . import kernel
-from .slots import LayerSlots
+from .layers import WrappedLayer
+from .matrices import HostAdapter
 
 Rows = slice | torch.Tensor
 
@@ -53,22 +54,33 @@ def _rows(index: np.ndarray) -> Rows:
 
 @dataclass(slots=True)
 class KernelGroups:
-    """The groups of a step as the C kernel's arrays."""
+    """The groups of a step as the C kernel's arrays, all of adapters of one dtype; keeps their memory until the next step."""
 
+    dtype: torch.dtype
     rows: int
+    max_rank: int
     native: kernel.Batch
-    _arrays: list[np.ndarray] = field(repr=False)
+    _kept: tuple[list[np.ndarray], list[HostAdapter]] = field(repr=False)
 
     @classmethod
-    def of(cls, groups: Sequence[Group], ranks: Mapping[int, int], max_rank: int) -> KernelGroups:
-        index = [_index(group) for group in groups]
+    def of(cls, groups: Sequence[Group], adapters: Mapping[int, HostAdapter]) -> list[KernelGroups]:
+        """One for each dtype. Groups of slots without an adapter (vLLM's warm-up) are left out."""
+        served = [(group, adapters[group.slot]) for group in groups if group.slot in adapters]
+        dtypes = dict.fromkeys(adapter.dtype for _, adapter in served)
+        return [cls._of_one([pair for pair in served if pair[1].dtype == dtype]) for dtype in dtypes]
+
+    @classmethod
+    def _of_one(cls, served: list[tuple[Group, HostAdapter]]) -> KernelGroups:
+        index = [_index(group) for group, _ in served]
+        adapters = [adapter for _, adapter in served]
         arrays = [
-            np.asarray([group.slot for group in groups], dtype=np.int32),
-            np.asarray([ranks.get(group.slot, max_rank) for group in groups], dtype=np.int32),
+            np.asarray([adapter.table.ctypes.data for adapter in adapters], dtype=np.uint64),
             np.asarray([0, *np.cumsum([len(rows) for rows in index])], dtype=np.int32),
             np.concatenate(index).astype(np.int32),
         ]
-        return cls(len(arrays[3]), kernel.Batch(len(groups), *(a.ctypes.data for a in arrays)), arrays)
+        max_rank = max(adapter.rank for adapter in adapters)
+        native = kernel.Batch(len(adapters), max_rank, *(array.ctypes.data for array in arrays))
+        return cls(adapters[0].dtype, len(arrays[2]), max_rank, native, (arrays, adapters))
 
 
 def _index(group: Group) -> np.ndarray:
@@ -84,69 +96,56 @@ def add_lora(
     b_slices: Sequence[torch.Tensor],
     output_slices: Sequence[int],
     groups: Sequence[Group],
-    ranks: Mapping[int, int],
     scale: float = 1.0,
 ) -> None:
-    """Adds the adapters' part to `y` in place, for tensors of any origin. Slots absent from `ranks` use all of R."""
+    """Adds the adapters' part to `y` in place, for vLLM's slots: a `[slots, 1, rank, in]` and b `[slots, 1, out, rank]`."""
     for group in groups:
-        rank = ranks.get(group.slot, a_slices[0].shape[-2])
         x_g, y_g = _take(x, group.rows), _take(y, group.rows)
         offset = 0
         for a, b, width in zip(a_slices, b_slices, output_slices, strict=True):
-            h = shrink(x_g, a[group.slot, 0], rank).to(b.dtype)
-            _accumulate(y_g[:, offset : offset + width], h, b[group.slot, 0], rank, scale)
+            _accumulate(y_g[:, offset : offset + width], x_g @ a[group.slot, 0].t(), b[group.slot, 0], scale)
             offset += width
         _put(y, group.rows, y_g)
 
 
-def add_lora_packed(
-    y: torch.Tensor, x: torch.Tensor, layer: LayerSlots, groups: Sequence[Group], ranks: Mapping[int, int], scale: float
+def add_adapters(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    layer: WrappedLayer,
+    groups: Sequence[Group],
+    adapters: Mapping[int, HostAdapter],
+    scale: float,
 ) -> None:
-    """The same for a layer whose slices lie together: one shrink for all of them."""
+    """The same for adapters in host memory."""
     for group in groups:
-        rank = ranks.get(group.slot, layer.max_rank)
+        adapter = adapters.get(group.slot)
+        if adapter is None:
+            continue
         x_g, y_g = _take(x, group.rows), _take(y, group.rows)
-        h = x_g @ layer.a[group.slot, :, :rank].reshape(-1, layer.inner).t()
-        for index, (start, end) in enumerate(layer.columns()):
-            target = y_g[:, start:end]
-            torch.addmm(
-                target,
-                h[:, index * rank : (index + 1) * rank],
-                layer.b[group.slot, :rank, start:end],
-                alpha=scale,
-                out=target,
-            )
+        for number, (start, end) in enumerate(layer.columns(), layer.first):
+            if (pair := adapter.pairs[number]) is not None:
+                a, b, scaling = pair
+                _accumulate(y_g[:, start:end], x_g @ a.to(x.dtype).t(), b.to(x.dtype), scale * scaling)
         _put(y, group.rows, y_g)
 
 
-def shrink(x: torch.Tensor, a: torch.Tensor, rank: int) -> torch.Tensor:
-    """`x [t, in]`, `a [R, in]` -> `[t, rank]`."""
-    return x @ a[:rank].t()
-
-
-def expand(
-    y: torch.Tensor,
-    h: torch.Tensor,
-    b: torch.Tensor,
-    offset: int,
-    groups: Sequence[Group],
-    ranks: Mapping[int, int],
-) -> None:
+def expand(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, offset: int, groups: Sequence[Group]) -> None:
     """`y[rows, offset : offset + out] += h[rows] @ b[slot].T` for a shrink result `h [T, R]` that is already there."""
     for group in groups:
-        rank = ranks.get(group.slot, b.shape[-1])
         y_g = _take(y, group.rows)
-        h_g = _take(h, group.rows)[:, :rank].to(b.dtype)
         width = min(b.shape[-2], y.shape[-1] - offset)
-        _accumulate(y_g[:, offset : offset + width], h_g, b[group.slot, 0, :width], rank, 1.0)
+        h_g = _take(h, group.rows)[:, : b.shape[-1]]
+        _accumulate(y_g[:, offset : offset + width], h_g, b[group.slot, 0, :width], 1.0)
         _put(y, group.rows, y_g)
 
 
-def _accumulate(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, rank: int, scale: float) -> None:
+def _accumulate(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    """y += scale * h @ b.T"""
+    h = h.to(b.dtype)
     if y.dtype == h.dtype:
-        torch.addmm(y, h, b[:, :rank].t(), alpha=scale, out=y)
+        torch.addmm(y, h, b.t(), alpha=scale, out=y)
     else:
-        y += (h @ b[:, :rank].t()).to(y.dtype) * scale
+        y += (h @ b.t()).to(y.dtype) * scale
 
 
 def _take(tensor: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 Everywhere:
     LRUCacheWorkerLoRAManager._load_adapter    only what was staged: a step never reads a disk, so it cannot fail there
-    LRUCacheWorkerLoRAManager._apply_adapters  takes over what was staged; a batch that needs every slot waits for it
+    LRUCacheWorkerLoRAManager._apply_adapters  takes over what was staged
     EngineCore.tunedock_bring                  new: answers when staging is done, also in the middle of a step
     LRUCacheWorkerLoRAManager.add_adapter      no copy of all registered adapters at each step and active adapter
 On CPU:
     CpuPlatform.get_punica_wrapper             our wrapper: right base rows (vllm#48421), no gathered weights
-    LRUCacheLoRAModelManager.__init__          slots in our shape (see slots.py) behind vLLM's tensors
-    LRUCacheLoRAModelManager.activate_adapter  a packed adapter goes into a slot in one call
+    LRUCacheLoRAModelManager.__init__          slots that hold nothing where that is possible (see wrapped.py)
+    LRUCacheLoRAModelManager.activate_adapter  an adapter in host memory gets a slot in a few dictionary writes
     CpuPlatform.get_default_ir_op_priority     RMSNorm through vLLM's own C kernels (see cpu_ops.py)
 """
 
@@ -20,8 +20,7 @@ from typing import Any
 import vllm
 from packaging.version import Version
 
-from . import cpu_ops, slot_table
-from .slots import LayerSlots
+from . import cpu_ops, slot_table, wrapped
 from .staging import StagedAdapters
 
 SUPPORTED = (Version("0.32.0"), Version("0.33"))
@@ -76,8 +75,6 @@ def _load_only_what_was_staged() -> None:
 
     def _apply_adapters(manager: Any, requests: Any) -> None:
         staged_adapters(manager).collect()
-        if len(requests) >= manager._adapter_manager.lora_slots:
-            staged_adapters(manager).settle_all()
         upstream_apply(manager, requests)
 
     Manager._apply_adapters = _apply_adapters
@@ -91,12 +88,12 @@ def _answer_when_staged() -> None:
     _installed.append("answer_when_staged")
 
 
-def _bring(core: Any, lora_id: int, name: str, path: str, load: bool) -> Any:
+def _bring(core: Any, lora_id: int, name: str, path: str, load: bool, known: bool) -> Any:
     """vLLM answers a call that returns a future when that is done, and steps on meanwhile."""
     worker = getattr(getattr(core.model_executor, "driver_worker", None), "worker", None)
     if worker is not None:
-        return worker.tunedock_bring(lora_id, name, path, load)
-    core.collective_rpc("tunedock_stage", args=(lora_id, name, path, load))
+        return worker.tunedock_bring(lora_id, name, path, load, known)
+    core.collective_rpc("tunedock_stage", args=(lora_id, name, path, load, known))
     return {"done": False}
 
 
@@ -118,45 +115,14 @@ def _own_the_slots() -> None:
 
     def __init__(manager: Any, *args: Any, **kwargs: Any) -> None:
         upstream_init(manager, *args, **kwargs)
-        manager.tunedock_layers = _reshape_slots(manager)
+        manager.tunedock_layers = wrapped.adopt(manager)
 
     def activate_adapter(manager: Any, lora_id: int) -> bool:
-        model = manager._registered_adapters.cache.get(lora_id)
-        packed = getattr(model, "packed", None)
-        return slot_table.activate(manager, lora_id, packed) if packed else bool(upstream_activate(manager, lora_id))
+        if manager.tunedock_layers is None:
+            return bool(upstream_activate(manager, lora_id))
+        # vLLM's own adapters for its warm-up have no place in host memory; there they may be nothing.
+        return slot_table.activate(
+            manager, lora_id, getattr(manager._registered_adapters.cache.get(lora_id), "host", None)
+        )
 
     Manager.__init__, Manager.activate_adapter = __init__, activate_adapter
-
-
-def _reshape_slots(manager: Any) -> dict[str, LayerSlots]:
-    """Replaces the LoRA tensors of every plain linear layer; returns the layers by module name."""
-    layers: dict[str, LayerSlots] = {}
-    known: dict[int, LayerSlots] = {}
-    for name, module in manager.modules.items():
-        if _is_plain_linear(module):
-            if id(module) not in known:
-                known[id(module)] = _reshape(module)
-            layers[name] = known[id(module)]
-    for wrapper in manager.punica_wrapper_mapping.values():
-        if hasattr(wrapper, "use_layers"):
-            wrapper.use_layers(list(known.values()), only=len(layers) == len(manager.modules))
-    return layers
-
-
-def _is_plain_linear(module: Any) -> bool:
-    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-
-    return (
-        isinstance(module, BaseLinearLayerWithLoRA)
-        and module.tp_size == 1
-        and isinstance(module.lora_a_stacked, tuple)
-        and all(tensor.dim() == 4 for tensor in (*module.lora_a_stacked, *module.lora_b_stacked))
-        and len(module.lora_a_stacked) == len(module.output_slices) <= 7
-    )
-
-
-def _reshape(module: Any) -> LayerSlots:
-    slots, _, max_rank, inner = module.lora_a_stacked[0].shape
-    layer = LayerSlots.empty(slots, max_rank, inner, module.output_slices, module.lora_a_stacked[0].dtype)
-    module.lora_a_stacked, module.lora_b_stacked = layer.a_views(), layer.b_views()
-    return layer

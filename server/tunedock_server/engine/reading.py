@@ -1,7 +1,7 @@
 """Reads and checks one adapter's files for the layers of this engine. Runs on the staging thread; changes no state.
 
-Where the slots are ours the result is packed. Elsewhere (GPU, tensor parallelism, wrapped embeddings) it is the `LoRAModel`
-that vLLM's own loader makes.
+Where the kernel computes from files as they are, the result is their bytes and a table. Elsewhere (GPU, tensor parallelism,
+wrapped embeddings) it is the `LoRAModel` that vLLM's own loader makes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
-from .packing import Packer, Recipe
-from .slots import PackedAdapter
+from .mapping import file_bytes
+from .matrices import HostAdapter, Packer, Recipe
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 MAX_RECIPES = 16
-MAX_KEPT_BYTES = 64 << 20  # of the buffer between two files: new memory costs a page fault for every 4 KiB
+_ALIGNED_BYTES = 8  # of every dtype above
 
 
 class StageError(Exception):
@@ -47,10 +47,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Staged:
-    """An adapter in host memory; `packed` is None where vLLM's own form is kept in `model`."""
+    """An adapter in host memory; `host` is None where vLLM's own form is kept in `model`."""
 
     id: int
-    packed: PackedAdapter | None = None
+    host: HostAdapter | None = None
     model: Any = None
 
 
@@ -60,12 +60,14 @@ class Reader:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
         self._recipes: OrderedDict[tuple[bytes, ...], Recipe] = OrderedDict()
-        self._buffer = torch.empty(0, dtype=torch.uint8)
 
-    def read(self, request: LoRARequest) -> Staged:
-        """Raises StageError, and nothing else: whatever is wrong belongs to this adapter alone."""
+    def read(self, request: LoRARequest, known: bool = False) -> Staged:
+        """`known`: these very files were read and checked before, so that their values need no look.
+
+        Raises StageError, and nothing else: whatever is wrong belongs to this adapter alone.
+        """
         try:
-            return self._read(request)
+            return self._read(request, known)
         except StageError:
             raise
         except OSError as error:
@@ -75,54 +77,50 @@ class Reader:
             reason = "its files are missing" if missing else str(error)[:500]
             raise StageError("unavailable" if missing else "rejected", reason) from error
 
-    def _read(self, request: LoRARequest) -> Staged:
+    def _read(self, request: LoRARequest, known: bool) -> Staged:
         adapters = self._manager._adapter_manager
-        layers = getattr(adapters, "tunedock_layers", {})
-        if layers and len(layers) == len(adapters.modules):
-            return Staged(request.lora_int_id, packed=self._packed(Path(request.lora_path)))
+        if getattr(adapters, "tunedock_layers", None) is not None:
+            return Staged(request.lora_int_id, host=self._host(Path(request.lora_path), known))
         model = self._manager.read_from_disk(request)
         self._check(model.loras)
         check_values(model.loras)
         adapters._create_merged_loras_inplace(model)
         return Staged(request.lora_int_id, model=model)
 
-    def _packed(self, folder: Path) -> PackedAdapter:
+    def _host(self, folder: Path, known: bool) -> HostAdapter:
         """By the recipe of an earlier file with the same header and config, or by looking at every tensor."""
-        header, data = self._file(folder / WEIGHTS_FILE)
         config = (folder / CONFIG_FILE).read_bytes()
-        key = (config, header, data.nbytes.to_bytes(8))
+        header, data = split_safetensors(file_bytes(folder / WEIGHTS_FILE))
+        key = (config, header, str(len(data)).encode())
         recipe = self._recipes.get(key)
-        packed = recipe.pack(data.data_ptr()) if recipe else self._pack(key, self._weights(config, header, data), data)
-        if not packed.is_finite():
+        if recipe is None:
+            adapter = self._new(key, self._weights(config, header, data), data)
+        else:
+            self._recipes.move_to_end(key)
+            adapter = recipe.adapter(data)
+        if not known and not adapter.is_finite():
             check_values(self._weights(config, header, data))
             raise StageError("rejected", "it holds values beyond the range of the engine's dtype")
-        if key in self._recipes:
-            self._recipes.move_to_end(key)
-        return packed
+        return adapter
 
-    def _file(self, path: Path) -> tuple[bytes, torch.Tensor]:
-        """Header and data of a safetensors file; the data stay valid until the next call."""
-        header, buffer, num_bytes = read_safetensors(path, self._buffer)
-        if len(buffer) <= MAX_KEPT_BYTES:
-            self._buffer = buffer
-        return header, buffer[:num_bytes]
-
-    def _pack(self, key: tuple[bytes, ...], weights: dict[str, Weights], data: torch.Tensor) -> PackedAdapter:
+    def _new(self, key: tuple[bytes, ...], weights: dict[str, Weights], data: torch.Tensor) -> HostAdapter:
         self._check(weights)
-        recipe = self._packer.recipe(weights)
-        reusable = recipe.relative(data) if recipe else None
-        if reusable is not None:
-            self._recipes[key] = reusable
-            if len(self._recipes) > MAX_RECIPES:
-                self._recipes.popitem(last=False)
-        return recipe.pack(0) if recipe else self._packer.pack(weights)
+        recipe = self._packer.recipe(weights, data)
+        if recipe is None:
+            return self._packer.copied(weights)
+        self._recipes[key] = recipe
+        if len(self._recipes) > MAX_RECIPES:
+            self._recipes.popitem(last=False)
+        return recipe.adapter(data)
 
     @cached_property
     def _packer(self) -> Packer:
         adapters = self._manager._adapter_manager
-        owners = {part: name for name, parts in adapters.packed_modules.items() for part in parts}
-        layers = adapters.tunedock_layers
-        return Packer({name: (layers[owners.get(name, name)], index) for name, (_, index) in self._places.items()})
+        numbers: dict[str, int] = {}
+        for name, layer in adapters.tunedock_layers.by_name.items():
+            parts = adapters.packed_modules.get(name, [name])
+            numbers.update((part, layer.first + index) for index, part in enumerate(parts))
+        return Packer(adapters.tunedock_layers.all, numbers, adapters.tunedock_layers.accepted)
 
     @cached_property
     def _places(self) -> dict[str, tuple[Any, int]]:
@@ -149,27 +147,13 @@ class Reader:
         return {m: Weights(pair[True], pair[False], helper.get_rank_and_scaling(m)[1]) for m, pair in halves.items()}
 
 
-def read_safetensors(path: Path, buffer: torch.Tensor) -> tuple[bytes, torch.Tensor, int]:
-    """A file's header, `buffer` or a larger one with its data, and how many bytes these are.
-
-    The safetensors package holds the interpreter while it reads, so that every stream waits for it (4 ms of 10 MB). The
-    file is not mapped: one that somebody truncates would kill the engine. Raises ValueError for what is no such file.
-    """
-    with path.open("rb", buffering=0) as stream:
-        header_bytes, file_bytes = int.from_bytes(stream.read(8), "little"), path.stat().st_size
-        data_bytes = file_bytes - 8 - header_bytes
-        if data_bytes < 0:
-            raise ValueError("it is no safetensors file")
-        header = stream.read(header_bytes)
-        if len(buffer) < data_bytes:
-            buffer = torch.empty(data_bytes, dtype=torch.uint8)
-        whole: Any = buffer.numpy()
-        rest = memoryview(whole)[:data_bytes]
-        while num := stream.readinto(rest):
-            rest = rest[num:]
-    if rest:
-        raise ValueError("its end is missing")
-    return header, buffer, data_bytes
+def split_safetensors(file: torch.Tensor) -> tuple[bytes, torch.Tensor]:
+    """A file's header and its data, which begin on a multiple of 8 bytes. Raises ValueError for what is no such file."""
+    begin = 8 + int.from_bytes(file[:8].numpy().tobytes(), "little")
+    if begin > len(file):
+        raise ValueError("it is no safetensors file")
+    data = file[begin:]
+    return file[8:begin].numpy().tobytes(), data if begin % _ALIGNED_BYTES == 0 else data.clone()
 
 
 def tensors(header: bytes, data: torch.Tensor) -> dict[str, torch.Tensor]:

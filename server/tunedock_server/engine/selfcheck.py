@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from .layers import Layers
 from .patches import CPU_WRAPPER
-from .slots import LayerSlots
+from .wrapped import accepted
 
 SLOTS, RANK, WIDTH, OUT = 3, 8, 72, (48, 40)
 # Base rows among the adapters' as in decoding, then a prefill of many rows together.
@@ -24,7 +25,8 @@ _log = logging.getLogger("tunedock.engine")
 def run(manager: Any) -> dict[str, Any]:
     """`{"wrapper", "ours", "right", "device", "error": worst relative error or -1, "degraded": str}`; "" means all is well.
 
-    On CPU a failing wrapper is replaced by vLLM's own before the first request. Other platforms keep vLLM's kernels.
+    On CPU a kernel that fails is left out before the first request. Other platforms keep vLLM's kernels. Raises RuntimeError
+    when our wrapper is wrong without the kernel too: nothing that it computed could be trusted.
     """
     wrapper = next(iter(manager._adapter_manager.punica_wrapper_mapping.values()))
     name = f"{type(wrapper).__module__}.{type(wrapper).__qualname__}"
@@ -39,7 +41,7 @@ def run(manager: Any) -> dict[str, Any]:
     if device != "cpu":
         return facts
     dtype = manager.lora_config.lora_dtype
-    facts["error"] = worst_error(type(wrapper), dtype)
+    facts["error"] = max(worst_error(type(wrapper), dtype, weights) for weights in _dtypes(facts["ours"], dtype))
     if not facts["ours"]:
         facts["degraded"] = f"vLLM's own CPU LoRA path is in use: {_STOCK_IS}"
     elif facts["error"] > TOLERANCE[dtype]:
@@ -49,18 +51,27 @@ def run(manager: Any) -> dict[str, Any]:
     return facts | {"right": not facts["degraded"].endswith(_STOCK_IS)}
 
 
-def worst_error(wrapper_class: type, dtype: torch.dtype, use_kernel: bool = True) -> float:
-    """Worst absolute error over all rows, relative to the largest reference value; all slots full."""
+def _dtypes(ours: bool, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    return accepted(dtype) if ours else (dtype,)
+
+
+def worst_error(
+    wrapper_class: type, dtype: torch.dtype, weights: torch.dtype | None = None, use_kernel: bool = True
+) -> float:
+    """Worst absolute error over all rows, relative to the largest reference value; all slots full. `weights`: the adapters'
+    dtype when it is another than that of x and y."""
     from vllm.lora.layers import LoRAMapping
 
     generator = torch.Generator().manual_seed(7)
-    layer = LayerSlots.empty(SLOTS, RANK, WIDTH, OUT, dtype)
-    layer.a.copy_(torch.randn(layer.a.shape, generator=generator) / 8)
-    layer.b.copy_(torch.randn(layer.b.shape, generator=generator) / 8)
-    a, b = layer.a_views(), layer.b_views()
+    layers = Layers.of([(WIDTH, OUT)])
+    shapes = [((SLOTS, 1, RANK, WIDTH), (SLOTS, 1, out, RANK)) for out in OUT]
+    a, b = (
+        tuple((torch.randn(pair[side], generator=generator) / 8).to(weights or dtype) for pair in shapes)
+        for side in (0, 1)
+    )
     wrapper = wrapper_class(len(IDS), len(IDS), "cpu")
     if hasattr(wrapper, "use_layers"):
-        wrapper.use_layers([layer], only=True, use_kernel=use_kernel)
+        wrapper.use_layers(layers, dtype, [(a, b)], hollow=False, use_kernel=use_kernel)
     wrapper.update_metadata(LoRAMapping(IDS, IDS, is_prefill=True), [11, 12, 13], SLOTS + 1, 100)
     x = torch.randn(len(IDS), WIDTH, generator=generator).to(dtype)
     y = torch.randn(len(IDS), sum(OUT), generator=generator).to(dtype)
@@ -84,23 +95,11 @@ def reference(
 
 
 def _mend(manager: Any, wrapper_class: type, dtype: torch.dtype, error: float) -> str:
-    """Falls back to the torch path, or when that is wrong as well to vLLM's. Returns what to tell the operator."""
-    wrappers = set(manager._adapter_manager.punica_wrapper_mapping.values())
-    if worst_error(wrapper_class, dtype, use_kernel=False) <= TOLERANCE[dtype]:
-        for wrapper in wrappers:
-            wrapper.use_kernel(False)
-        return f"the LoRA kernel failed its self-check (relative error {error:.2g}); the slower torch path is in use"
-    _use_stock(manager)
-    return f"the CPU LoRA self-check failed (relative error {error:.2g}); vLLM's own path is in use: {_STOCK_IS}"
-
-
-def _use_stock(manager: Any) -> None:
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-
-    adapters = manager._adapter_manager
-    stock = PunicaWrapperCPU(adapters.max_num_batched_tokens, adapters.max_num_seqs, manager.device)
-    for key in adapters.punica_wrapper_mapping:
-        adapters.punica_wrapper_mapping[key] = stock
-    for layer in adapters.modules.values():
-        layer.set_mapping(stock)
-    adapters._last_mapping = None
+    """Falls back to the torch path. Returns what to tell the operator. Raises RuntimeError when that is wrong as well."""
+    without = worst_error(wrapper_class, dtype, use_kernel=False)
+    if without > TOLERANCE[dtype]:
+        raise RuntimeError(f"the CPU LoRA self-check failed with a relative error of {without:.2g}: this machine or build of "
+                           "torch computes wrongly")  # fmt: skip
+    for wrapper in set(manager._adapter_manager.punica_wrapper_mapping.values()):
+        wrapper.use_kernel(False)
+    return f"the LoRA kernel failed its self-check (relative error {error:.2g}); the slower torch path is in use"

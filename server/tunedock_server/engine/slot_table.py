@@ -1,42 +1,32 @@
-"""Slots of vLLM's LoRA manager, for packed adapters: which is free, who has which, and the copy into one.
+"""Slots of vLLM's LoRA manager where they hold nothing: which is free and who has which.
 
-Only the worker's main thread may call these; the copy itself can run on another thread while its slot is reserved. A
-reserved slot carries a negative id in `lora_index_to_id`: no step looks it up, and no activation takes it.
+Only the worker's main thread may call these. An adapter gets a slot by a few dictionary writes, because it is computed from
+host memory.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .slots import PackedAdapter
+from .matrices import HostAdapter
 
 
-def activate(manager: Any, lora_id: int, packed: PackedAdapter) -> bool:
-    """As upstream's `activate_adapter`, with one copy instead of hundreds. False when it already has a slot."""
+def activate(manager: Any, lora_id: int, adapter: HostAdapter | None) -> bool:
+    """As upstream's `activate_adapter`. False when it already has a slot. None is an adapter that changes nothing."""
     if lora_id in manager._active_adapters:
         manager._active_adapters.touch(lora_id)
         return False
     slot = _free_slot(manager)
-    packed.copy_into(slot)
-    _occupy(manager, slot, lora_id, packed)
+    manager.lora_index_to_id[slot] = lora_id
+    manager._active_adapters[lora_id] = None
+    _put(manager, slot, adapter)
     return True
 
 
-def reserve(manager: Any, lora_id: int) -> int | None:
-    """A slot for a copy on another thread. None when the adapter has one, or when none could be spared for a step."""
-    taken = sum(1 for owner in manager.lora_index_to_id if owner is not None and owner < 0)
-    if lora_id in manager._active_adapters or taken or manager.lora_slots < 2:
-        return None
-    slot = _free_slot(manager)
-    manager.lora_index_to_id[slot] = -lora_id
-    return slot
-
-
-def settle(manager: Any, slot: int, lora_id: int, packed: PackedAdapter | None) -> None:
-    """Ends a reservation: the slot is the adapter's, or free again when there is none or a step was faster."""
-    manager.lora_index_to_id[slot] = None
-    if packed is not None and lora_id not in manager._active_adapters:
-        _occupy(manager, slot, lora_id, packed)
+def forget(manager: Any, lora_id: int) -> None:
+    """Lets go of the memory of an adapter that leaves; vLLM frees its slot."""
+    if lora_id in manager.lora_index_to_id:
+        _put(manager, manager.lora_index_to_id.index(lora_id), None)
 
 
 def _free_slot(manager: Any) -> int:
@@ -46,9 +36,7 @@ def _free_slot(manager: Any) -> int:
     return int(manager.lora_index_to_id.index(None))
 
 
-def _occupy(manager: Any, slot: int, lora_id: int, packed: PackedAdapter) -> None:
-    manager.lora_index_to_id[slot] = lora_id
-    manager._active_adapters[lora_id] = None
+def _put(manager: Any, slot: int, adapter: HostAdapter | None) -> None:
     for wrapper in manager.punica_wrapper_mapping.values():
-        if hasattr(wrapper, "ranks"):
-            wrapper.ranks[slot] = packed.rank
+        if hasattr(wrapper, "put"):
+            wrapper.put(slot, adapter)

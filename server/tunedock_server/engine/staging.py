@@ -1,5 +1,5 @@
-"""Adapters in the worker's host memory: read, checked and packed on a thread beside the engine's steps, and, where the
-slots are ours, copied into a reserved slot there too. A step then sees a loaded adapter through a few dictionary writes.
+"""Adapters in the worker's host memory: read and checked on a thread beside the engine's steps. A step then sees a loaded
+adapter through a few dictionary writes, where the slots hold nothing; elsewhere vLLM copies it into its slot.
 
 Nothing is ever evicted from host memory here: the engine pool decides that.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +21,9 @@ from .reading import Reader, Staged, StageError
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """`slot`: reserved for the copy, or None when only host memory is asked for or no slot could be spared."""
+    """`load`: into a slot as well."""
 
     work: Future[Staged]
-    slot: int | None
     load: bool
 
 
@@ -41,15 +40,17 @@ class StagedAdapters:
         self._jobs: dict[int, _Job] = {}
         self._thread = ThreadPoolExecutor(1, "tunedock-stage", _keep_out_of_the_way)
 
-    def begin(self, request: LoRARequest, load: bool) -> None:
-        """Into host memory, and with `load` into a slot. Does nothing while the same adapter is being worked on."""
+    def begin(self, request: LoRARequest, load: bool, known: bool = False) -> None:
+        """Into host memory, and with `load` into a slot. Does nothing while the same adapter is being worked on. `known`: see
+        `Reader.read`."""
         self.collect()
         lora_id = request.lora_int_id
-        if lora_id in self._jobs or (lora_id in self._staged and not load):
+        if lora_id in self._jobs:
             return
-        slot = slot_table.reserve(self._manager._adapter_manager, lora_id) if load and self._has_own_slots() else None
-        work = self._thread.submit(_work, self._reader, request, self._staged.get(lora_id), slot)
-        self._jobs[lora_id] = _Job(work, slot, load)
+        if lora_id not in self._staged:
+            self._jobs[lora_id] = _Job(self._thread.submit(self._reader.read, request, known), load)
+        elif load:
+            self._load(lora_id)
 
     def finished(self, lora_id: int) -> bool:
         """Takes the thread's result over. Raises StageError when it failed, KeyError when it was never begun."""
@@ -57,11 +58,10 @@ class StagedAdapters:
             return True
         if not self._jobs[lora_id].work.done():
             return False
-        self._settle(lora_id)
         job = self._jobs.pop(lora_id)
         self._staged[lora_id] = job.work.result()
         if job.load:
-            self._manager.add_adapter(LoRARequest(lora_name=str(lora_id), lora_int_id=lora_id, lora_path="staged"))
+            self._load(lora_id)
         return True
 
     def reply(self, lora_id: int) -> Future[dict[str, str | bool]]:
@@ -87,31 +87,17 @@ class StagedAdapters:
         return staged if staged.model is None else staged.model
 
     def drop(self, lora_id: int) -> None:
-        """Waits for the thread if it is at work on that very adapter: its slot must not be given away under it."""
-        self._settle(lora_id, keep=False)
+        """The thread may still be at work on it; what it finds is nobody's then."""
+        slot_table.forget(self._manager._adapter_manager, lora_id)
         self._jobs.pop(lora_id, None)
         self._staged.pop(lora_id, None)
-
-    def settle_all(self) -> None:
-        """Waits (milliseconds) until no slot is reserved: for the rare batch that needs every slot."""
-        for lora_id in list(self._jobs):
-            self._settle(lora_id)
-
-    def _settle(self, lora_id: int, keep: bool = True) -> None:
-        job = self._jobs.get(lora_id)
-        if job is not None and job.slot is not None:
-            packed = job.work.result().packed if job.work.exception() is None and keep else None
-            slot_table.settle(self._manager._adapter_manager, job.slot, lora_id, packed)
-            self._jobs[lora_id] = replace(job, slot=None)
 
     def ids(self) -> list[int]:
         self.collect()
         return list(self._staged)
 
-    def _has_own_slots(self) -> bool:
-        adapters = self._manager._adapter_manager
-        layers = getattr(adapters, "tunedock_layers", {})
-        return bool(layers) and len(layers) == len(adapters.modules)
+    def _load(self, lora_id: int) -> None:
+        self._manager.add_adapter(LoRARequest(lora_name=str(lora_id), lora_int_id=lora_id, lora_path="staged"))
 
 
 def outcome(work: Future[Staged]) -> dict[str, str | bool]:
@@ -128,11 +114,3 @@ def _keep_out_of_the_way() -> None:
     affinity.run_anywhere()
     give_way()
     torch.set_num_threads(1)
-
-
-def _work(reader: Reader, request: LoRARequest, staged: Staged | None, slot: int | None) -> Staged:
-    """On the thread. Torch gives the interpreter back while it copies, so steps run on."""
-    staged = staged or reader.read(request)
-    if slot is not None and staged.packed is not None:
-        staged.packed.copy_into(slot)
-    return staged

@@ -33,14 +33,16 @@ class WorkerExtension:
             **selfcheck.run(manager),
         }
 
-    def tunedock_stage(self, lora_id: int, name: str, path: str, load: bool) -> None:
-        """Begins to bring an adapter into host memory and, with `load`, into a slot."""
+    def tunedock_stage(self, lora_id: int, name: str, path: str, load: bool, known: bool) -> None:
+        """Begins to bring an adapter into host memory and, with `load`, into a slot. `known`: see `Reader.read`."""
         request = LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path)
-        patches.staged_adapters(self.model_runner.lora_manager).begin(request, load)
+        patches.staged_adapters(self.model_runner.lora_manager).begin(request, load, known)
 
-    def tunedock_bring(self, lora_id: int, name: str, path: str, load: bool) -> Future[dict[str, str | bool]]:
+    def tunedock_bring(
+        self, lora_id: int, name: str, path: str, load: bool, known: bool
+    ) -> Future[dict[str, str | bool]]:
         """The same where worker and scheduler share a process: the future answers when the work is done."""
-        self.tunedock_stage(lora_id, name, path, load)
+        self.tunedock_stage(lora_id, name, path, load, known)
         return patches.staged_adapters(self.model_runner.lora_manager).reply(lora_id)
 
     def tunedock_staged(self, lora_id: int) -> dict[str, str | bool]:
@@ -82,12 +84,17 @@ def _served(manager: Any) -> list[str]:
 
 
 def _bytes_per_slot(manager: Any) -> int:
+    """Nothing where slots only name what is in host memory."""
     adapters = manager._adapter_manager
     layers = {id(layer): layer for layer in adapters.modules.values()}.values()
-    total = sum(
-        t.nbytes for layer in layers for t in (*_stack(layer, "lora_a_stacked"), *_stack(layer, "lora_b_stacked"))
+    stacks = [t for layer in layers for t in (*_stack(layer, "lora_a_stacked"), *_stack(layer, "lora_b_stacked"))]
+    return (
+        int(sum(t.untyped_storage().nbytes() for t in stacks) // adapters.lora_slots) if _fills_slots(adapters) else 0
     )
-    return int(total // adapters.lora_slots)
+
+
+def _fills_slots(adapters: Any) -> bool:
+    return getattr(adapters, "tunedock_layers", None) is None
 
 
 def _stack(layer: Any, name: str) -> tuple[Any, ...]:

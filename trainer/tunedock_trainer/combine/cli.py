@@ -54,7 +54,7 @@ def merge(
         plan = MergePlan(_weights(weights, len(sources)), method, density)  # type: ignore[arg-type]  # checked next
         plan.check(folders)
         base = _base(registry, model)
-        result = merged(base.path, folders, plan, base.dtype)
+        result = merged(base.path, folders, plan, base.served_dtype)
         notes = {
             "method": method,
             "weights": list(plan.weights),
@@ -85,7 +85,7 @@ def convert(
     config = check_convertible(folder)
     with _opened(home) as registry:
         base = _base(registry, model, rank)
-        fit = converted(base.path, folder, rank, base.dtype)
+        fit = converted(base.path, folder, rank, base.served_dtype)
         if fit.relative_error > max_error:
             raise BadInput(
                 f"At rank {rank} the plain LoRA is {fit.relative_error:.3f} (relative) from the adapter, more than "

@@ -1,4 +1,4 @@
-"""Our C code (the LoRA kernel, packing, binding of threads): compiled once for this machine, kept in the user's cache, optional.
+"""Our C code (the LoRA kernel, binding of threads): compiled once for this machine, kept in the user's cache, optional.
 
 Without a C compiler the torch path in `lora_math` does the same, ten times slower in decode steps. Compiling takes seconds.
 """
@@ -9,18 +9,18 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tunedock_registry import processor
 
 _HERE = Path(__file__).parent
-_SOURCES = ("lora.c", "pack.c", "bind.c")
+_SOURCES = ("lora.c", "bind.c")
 _INCLUDED = ("lora_body.h",)
 # -march=native makes the library this machine's own. Not -ffast-math: linking with that switches denormals off for the
 # whole process (GCC bug 55522), and NaN must survive so that a bad adapter shows.
@@ -28,7 +28,7 @@ _FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
 )
-_MAX_SLICES = 7
+MAX_SLICES = 7
 _log = logging.getLogger("tunedock.engine")
 
 
@@ -36,13 +36,10 @@ class Layer(ctypes.Structure):
     """`layer_t` in lora.c."""
 
     _fields_ = (
-        ("a", ctypes.c_void_p),
-        ("b", ctypes.c_void_p),
         ("inner", ctypes.c_int64),
-        ("outer", ctypes.c_int64),
         ("slices", ctypes.c_int64),
-        ("max_rank", ctypes.c_int64),
-        ("offset", ctypes.c_int64 * (_MAX_SLICES + 1)),
+        ("first", ctypes.c_int64),
+        ("offset", ctypes.c_int64 * (MAX_SLICES + 1)),
     )
 
 
@@ -51,28 +48,32 @@ class Batch(ctypes.Structure):
 
     _fields_ = (
         ("groups", ctypes.c_int64),
-        ("slot", ctypes.c_void_p),
-        ("rank", ctypes.c_void_p),
+        ("max_rank", ctypes.c_int64),
+        ("table", ctypes.c_void_p),
         ("start", ctypes.c_void_p),
         ("row", ctypes.c_void_p),
     )
 
 
-PIECE = np.dtype(
-    {
-        "names": ("source", "target", "rows", "columns", "stride", "scale", "wide", "turned"),
-        "formats": ("u8", "u8", "i8", "i8", "i8", "f4", "i2", "i2"),
-    }
-)
-"""`piece_t` in pack.c: one matrix, where it lies and where it goes."""
+PAIR = np.dtype([("a", "u8"), ("b", "u8"), ("rank", "i4"), ("scale", "f4")])
+"""`pair_t` in lora.c: where the two matrices of a module lie."""
+
+COMPUTES = {"float32": ("float32", "bfloat16"), "bfloat16": ("bfloat16",)}
+"""dtype of x and y -> dtypes of the matrices that there is a kernel for."""
 
 
-def pack(pieces: np.ndarray[Any, np.dtype[np.void]]) -> None:
-    """`pieces`: of PIECE. Without the interpreter's lock. Only where `library` is there."""
+def function(activations: str, weights: str) -> Callable[..., None] | None:
+    """The kernel for these dtypes (torch's names); None where there is none."""
     built = library()
-    if built is None:
-        raise RuntimeError("the kernel is not built here")
-    built.tunedock_pack(pieces.ctypes.data, len(pieces))
+    if built is None or weights not in COMPUTES.get(activations, ()):
+        return None
+    found: Callable[..., None] = getattr(built, _name(activations, weights))
+    return found
+
+
+def _name(activations: str, weights: str) -> str:
+    short = {"float32": "f32", "bfloat16": "bf16"}
+    return f"tunedock_lora_{short[activations]}_{short[weights]}"
 
 
 @cache
@@ -89,9 +90,7 @@ def library() -> ctypes.CDLL | None:
         return None
     library.tunedock_bind.restype = ctypes.c_int64
     library.tunedock_bind.argtypes = (ctypes.c_void_p, ctypes.c_int32)
-    library.tunedock_pack.restype = None
-    library.tunedock_pack.argtypes = (ctypes.c_void_p, ctypes.c_int64)
-    for name in ("tunedock_lora_bf16", "tunedock_lora_f32"):
+    for name in (_name(x, w) for x, weights in COMPUTES.items() for w in weights):
         getattr(library, name).restype = None
         getattr(library, name).argtypes = (
             *(ctypes.c_void_p, ctypes.c_void_p),
@@ -103,7 +102,7 @@ def library() -> ctypes.CDLL | None:
 
 def _built(compiler: str) -> Path:
     """The library's path. Named by its sources, the compiler and the processor, so that a stale one is never loaded."""
-    hasher = hashlib.sha256(f"{compiler} {_FLAGS} {_processor()}".encode())
+    hasher = hashlib.sha256(f"{compiler} {_FLAGS} {processor.model()} {sorted(processor.features())}".encode())
     for name in (*_SOURCES, *_INCLUDED):
         hasher.update((_HERE / name).read_bytes())
     folder = _cache_folder()
@@ -126,12 +125,3 @@ def _cache_folder() -> Path:
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise OSError(f"{folder} belongs to someone else or others can write to it")
     return folder
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return " ".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

@@ -1,10 +1,11 @@
 /* Multi-LoRA in one call per layer.
  *
- *     y[t] += scale * (h[t] @ B[s]),   h[t] = A[s] @ x[t],   s = slot of row t
+ *     y[t] += scale * (h[t] @ B^T),   h[t] = A @ x[t],   with A, B and scale of row t's adapter
  *
- * A is [slots][slices * max_rank][inner], B is [slots][max_rank][outer]; slice i owns rows i * max_rank ... of A and the
- * columns offset[i] ... offset[i + 1] of B. Only the first `rank` ranks of a slot are read. Rows are grouped by slot, so
- * that a weight is read once for up to four rows; sums are float32 and y is rounded once.
+ * A is [rank][inner] and B [width][rank], as adapter files hold them: each adapter has a table that says where its matrices
+ * lie, so that whatever memory they are in (a mapped file, as a rule) is computed from as it is. A layer may have several
+ * slices, each with a module of its own; slice i owns the columns offset[i] ... offset[i + 1] of y. Rows are grouped by
+ * adapter, so that a weight is read once for up to four rows; sums are float32 and y is rounded once.
  *
  * Plain C with GCC vector extensions: the same source serves AVX-512, AVX2 and NEON. Where the processor multiplies pairs
  * of bfloat16 into float32 sums (AVX-512 BF16), nothing is converted and h is kept in bfloat16, as PEFT and vLLM's GPU
@@ -18,43 +19,61 @@
 #include <immintrin.h>
 #endif
 
-#define LANES 16
+#ifdef __AVX512F__
+#define LANES 16 /* floats in a register */
+#else
+#define LANES 8 /* of AVX2; two registers of NEON */
+#endif
 #define ROWS 4
-#define SUMS 16
-#define RANKS 8    /* of A in one turn */
-#define COLUMNS 64 /* of B in one turn */
+#define SUMS LANES
+#define BLOCK_RANKS (SUMS / ROWS)
+#define RANKS 8        /* of A in one turn */
+#define COLUMNS 64     /* of y in one turn */
+#define WIDE 2         /* vectors of columns that are computed together */
+#define MOST_RANKS 512 /* vLLM's largest */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-typedef uint16_t vw __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     const void *a, *b;
-    int64_t inner, outer, slices, max_rank;
+    int32_t rank; /* 0: the adapter leaves this module alone */
+    float scale;
+} pair_t;
+
+typedef struct {
+    int64_t inner, slices;
+    int64_t first;     /* the first slice's place in a table */
     int64_t offset[8]; /* slices + 1 of them */
 } layer_t;
 
 typedef struct {
-    int64_t groups;
-    const int32_t *slot;  /* [groups] */
-    const int32_t *rank;  /* [groups] */
-    const int32_t *start; /* [groups + 1], into row */
-    const int32_t *row;   /* rows of x and y, group after group */
+    int64_t groups, max_rank;
+    const pair_t *const *table; /* [groups] */
+    const int32_t *start;       /* [groups + 1], into row */
+    const int32_t *row;         /* rows of x and y, group after group */
 } batch_t;
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE void prefetch(const void *p, int64_t num_bytes) {
+    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)p + i);
+}
 
-/* Lane l of the result is the sum of v[l]: 15 additions of interleaved halves instead of 16 sums over lanes. */
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Lane l of the result is the sum of v[l]: additions of interleaved halves instead of a sum over lanes for each. */
 INLINE vf sums_of(vf v[SUMS]) {
+#if LANES == 16
     const vi low[4] = {{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
                        {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
                        {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
                        {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}};
-    for (int level = 0; level < 4; level++) {
+#else
+    const vi low[3] = {{0, 8, 2, 10, 4, 12, 6, 14}, {0, 1, 8, 9, 4, 5, 12, 13}, {0, 1, 2, 3, 8, 9, 10, 11}};
+#endif
+    for (int level = 0; SUMS >> level > 1; level++) {
         const vi high = low[level] + (1 << level);
         for (int i = 0; i < SUMS >> (level + 1); i++)
             v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low[level]) + __builtin_shuffle(v[2 * i], v[2 * i + 1], high);
@@ -72,10 +91,12 @@ INLINE void store_f32(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE float load1_f32(const float *p) { return *p; }
 INLINE void store1_f32(float *p, float f) { *p = f; }
 
+INLINE vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+
 INLINE vf load_bf16(const uint16_t *p) {
     vh h;
     memcpy(&h, p, sizeof h);
-    return (vf)(__builtin_convertvector(h, vu) << 16);
+    return widen(h);
 }
 
 INLINE float load1_bf16(const uint16_t *p) {
@@ -91,45 +112,96 @@ INLINE void store1_bf16(uint16_t *p, float f) { /* rounds to nearest even */
     *p = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-/* What one multiplication takes is a packet: PACKET elements of a row of A or x, or 16 columns of DEPTH rows of B.
- * `take_columns` makes the two packets of 32 columns, `same` repeats the DEPTH elements of h that belong to them. */
-typedef vf packet_f32;
-typedef float hidden_f32;
-#define PACKET_f32 LANES
-#define DEPTH_f32 1
-INLINE packet_f32 take_f32(const float *p) { return load_f32(p); }
-INLINE packet_f32 same_f32(const float *h, int depth) { return *h - (vf){0}; }
-INLINE vf add_products_f32(vf sum, packet_f32 a, packet_f32 b) { return sum + a * b; }
-INLINE float load1_hidden_f32(const float *h) { return *h; }
-INLINE void store1_hidden_f32(float *h, float f) { *h = f; }
-INLINE void take_columns_f32(packet_f32 *to, const float *b, int64_t outer, int depth) {
-    to[0] = load_f32(b);
-    to[1] = load_f32(b + LANES);
+/* What one multiplication takes is a packet: elements of a row of A or x, or LANES columns of y and DEPTH ranks of B, DEPTH
+ * being 2 for pairs of bfloat16. `turn` makes the packets of LANES columns, one for every DEPTH ranks: B turned, in registers.
+ * `same` repeats the DEPTH elements of h that belong to them; what a packet holds beyond the last rank is zero. */
+INLINE vf same_f32(const float *h, int depth) { return *h - (vf){0}; }
+INLINE vf add_products_f32(vf sum, vf a, vf b) { return sum + a * b; }
+
+INLINE void turn_f32(vf *to, const float *b, int64_t rank) {
+    for (int64_t k = 0; k < rank; k++)
+        for (int lane = 0; lane < LANES; lane++) to[k][lane] = b[lane * rank + k];
+}
+
+typedef uint16_t v8h __attribute__((vector_size(16)));
+
+/* Eight rows of eight ranks, in unpacking steps of 16, 32 and 64 bits. */
+INLINE void turn_eight(v8h to[8], const uint16_t *b, int64_t rank) {
+    const v8h low = {0, 8, 1, 9, 2, 10, 3, 11};
+    v8h z[8], y[8];
+    for (int i = 0; i < 8; i++) memcpy(&z[i], b + i * rank, sizeof z[i]);
+    for (int step = 0; step < 3; step++) { /* a perfect shuffle of all 64 elements, three times */
+        for (int i = 0; i < 4; i++) {
+            y[2 * i] = __builtin_shuffle(z[i], z[i + 4], low);
+            y[2 * i + 1] = __builtin_shuffle(z[i], z[i + 4], low + 4);
+        }
+        memcpy(z, y, sizeof z);
+    }
+    memcpy(to, z, sizeof z);
+}
+
+/* To float32 packets. */
+INLINE void turn_wide(vf *to, const uint16_t *b, int64_t rank) {
+    int64_t k = 0;
+    for (; k + 8 <= rank; k += 8) {
+        v8h part[LANES / 8][8];
+        for (int i = 0; i < LANES / 8; i++) turn_eight(part[i], b + k + i * 8 * rank, rank);
+        for (int r = 0; r < 8; r++) {
+            vh both;
+            for (int i = 0; i < LANES / 8; i++) memcpy((v8h *)&both + i, &part[i][r], sizeof part[i][r]);
+            to[k + r] = widen(both);
+        }
+    }
+    for (; k < rank; k++)
+        for (int lane = 0; lane < LANES; lane++) to[k][lane] = load1_bf16(b + lane * rank + k);
 }
 
 #ifdef __AVX512BF16__
-typedef __m512bh packet_bf16;
-typedef uint16_t hidden_bf16;
-#define PACKET_bf16 (2 * LANES)
-#define DEPTH_bf16 2
-INLINE packet_bf16 take_bf16(const uint16_t *p) { return (__m512bh)_mm512_loadu_si512(p); }
-INLINE vf add_products_bf16(vf sum, packet_bf16 a, packet_bf16 b) { return (vf)_mm512_dpbf16_ps((__m512)sum, a, b); }
-INLINE float load1_hidden_bf16(const uint16_t *h) { return load1_bf16(h); }
-INLINE void store1_hidden_bf16(uint16_t *h, float f) { store1_bf16(h, f); }
+INLINE __m512bh take_bf16(const uint16_t *p) { return (__m512bh)_mm512_loadu_si512(p); }
+INLINE vf add_products_bf16(vf sum, __m512bh a, __m512bh b) { return (vf)_mm512_dpbf16_ps((__m512)sum, a, b); }
 
-INLINE packet_bf16 same_bf16(const uint16_t *h, int depth) {
+INLINE __m512bh same_bf16(const uint16_t *h, int depth) {
     int32_t pair = *h;
     if (depth == 2) memcpy(&pair, h, sizeof pair);
     return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-INLINE void take_columns_bf16(packet_bf16 *to, const uint16_t *b, int64_t outer, int depth) {
-    const vw pairs = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    vw even = (vw)_mm512_loadu_si512(b), odd = {0};
-    if (depth == 2) odd = (vw)_mm512_loadu_si512(b + outer);
-    to[0] = (__m512bh)__builtin_shuffle(even, odd, pairs);
-    to[1] = (__m512bh)__builtin_shuffle(even, odd, pairs + 16);
+/* Rows `row` and `row + 4` of B, 16 ranks of each. Nothing is read where `ranks` has no bit. */
+INLINE __m512i two_rows(const uint16_t *b, int64_t rank, int row, __mmask16 ranks) {
+    const __m256i low = _mm256_maskz_loadu_epi16(ranks, b + row * rank);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_maskz_loadu_epi16(ranks, b + (row + 4) * rank), 1);
+}
+
+/* Eight rows; pairs of ranks are 32-bit elements. Lanes of 128 bits of to[i] hold pair i of rows 0 to 3, pair i + 4 of them,
+ * and the same of rows 4 to 7. */
+INLINE void turn_pairs(__m512i to[4], const uint16_t *b, int64_t rank, __mmask16 ranks) {
+    __m512i z[4], half[4];
+    for (int i = 0; i < 4; i++) z[i] = two_rows(b, rank, i, ranks);
+    for (int i = 0; i < 4; i += 2) {
+        half[i] = _mm512_unpacklo_epi32(z[i], z[i + 1]);
+        half[i + 1] = _mm512_unpackhi_epi32(z[i], z[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        to[2 * i] = _mm512_unpacklo_epi64(half[i], half[2 + i]);
+        to[2 * i + 1] = _mm512_unpackhi_epi64(half[i], half[2 + i]);
+    }
+}
+
+INLINE void turn_bf16(__m512bh *to, const uint16_t *b, int64_t rank) {
+    if (rank == 1) {
+        to[0] = (__m512bh)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
+        return;
+    }
+    for (int64_t k = 0; k < rank; k += 16, to += 8) {
+        const __mmask16 ranks = (__mmask16)(rank - k >= 16 ? 0xffff : (1u << (rank - k)) - 1);
+        __m512i first[4], last[4];
+        turn_pairs(first, b + k, rank, ranks);
+        turn_pairs(last, b + k + 8 * rank, rank, ranks);
+        for (int i = 0; i < 4; i++) {
+            to[i] = (__m512bh)_mm512_shuffle_i32x4(first[i], last[i], 0x88);
+            to[4 + i] = (__m512bh)_mm512_shuffle_i32x4(first[i], last[i], 0xdd);
+        }
+    }
 }
 
 INLINE void store_bf16(uint16_t *p, vf v) {
@@ -137,21 +209,6 @@ INLINE void store_bf16(uint16_t *p, vf v) {
     memcpy(p, &h, sizeof h);
 }
 #else
-typedef vf packet_bf16;
-typedef float hidden_bf16;
-#define PACKET_bf16 LANES
-#define DEPTH_bf16 1
-INLINE packet_bf16 take_bf16(const uint16_t *p) { return load_bf16(p); }
-INLINE packet_bf16 same_bf16(const float *h, int depth) { return same_f32(h, depth); }
-INLINE vf add_products_bf16(vf sum, packet_bf16 a, packet_bf16 b) { return sum + a * b; }
-INLINE float load1_hidden_bf16(const float *h) { return *h; }
-INLINE void store1_hidden_bf16(float *h, float f) { *h = f; }
-
-INLINE void take_columns_bf16(packet_bf16 *to, const uint16_t *b, int64_t outer, int depth) {
-    to[0] = load_bf16(b);
-    to[1] = load_bf16(b + LANES);
-}
-
 INLINE void store_bf16(uint16_t *p, vf v) { /* rounds to nearest even */
     vu u = (vu)v;
     vh h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, vh);
@@ -159,12 +216,90 @@ INLINE void store_bf16(uint16_t *p, vf v) { /* rounds to nearest even */
 }
 #endif
 
-#define ELEMENT uint16_t
-#define F(name) name##_bf16
-#include "lora_body.h"
-#undef ELEMENT
-#undef F
+/* The share of a thread: ranks `begin` ... of A, or columns `begin` ... of y within a slice, for one group. */
+typedef struct {
+    const pair_t *pair;
+    int64_t group, slice, begin;
+} turn_t;
 
-#define ELEMENT float
-#define F(name) name##_f32
+INLINE int64_t shrink_pieces(const batch_t *batch) { return (batch->max_rank + RANKS - 1) / RANKS; }
+
+/* Of the first `slices` slices; none reaches into the next. */
+INLINE int64_t expand_pieces(const layer_t *layer, int64_t slices) {
+    int64_t pieces = 0;
+    for (int64_t s = 0; s < slices; s++) pieces += (layer->offset[s + 1] - layer->offset[s] + COLUMNS - 1) / COLUMNS;
+    return pieces;
+}
+
+INLINE turn_t turn_of(const layer_t *layer, const batch_t *batch, int64_t group, int64_t slice, int64_t begin) {
+    return (turn_t){batch->table[group] + layer->first + slice, group, slice, begin};
+}
+
+INLINE turn_t shrink_turn(const layer_t *layer, const batch_t *batch, int64_t turn) {
+    const int64_t pieces = shrink_pieces(batch), piece = turn / batch->groups;
+    return turn_of(layer, batch, turn % batch->groups, piece / pieces, piece % pieces * RANKS);
+}
+
+INLINE turn_t expand_turn(const layer_t *layer, const batch_t *batch, int64_t turn) {
+    const int64_t piece = turn / batch->groups;
+    int64_t slice = 0;
+    while (slice + 1 < layer->slices && expand_pieces(layer, slice + 1) <= piece) slice++;
+    return turn_of(layer, batch, turn % batch->groups, slice, (piece - expand_pieces(layer, slice)) * COLUMNS);
+}
+
+/* Below, X is the type of x and y, W that of A and B. */
+#define F(name) name##_f32_f32
+#define X float
+#define W float
+#define HIDDEN float
+#define PACKET vf
+#define OF_X(action) action##_f32
+#define OF_W(action) action##_f32
+#define OF_H(action) action##_f32
+#define TAKE_X load_f32
+#define TAKE_W load_f32
+#define TURN turn_f32
+#define SAME same_f32
+#define ADD_PRODUCTS add_products_f32
+#include "lora_body.h"
+
+#define F(name) name##_f32_bf16
+#define X float
+#define W uint16_t
+#define HIDDEN float
+#define PACKET vf
+#define OF_X(action) action##_f32
+#define OF_W(action) action##_bf16
+#define OF_H(action) action##_f32
+#define TAKE_X load_f32
+#define TAKE_W load_bf16
+#define TURN turn_wide
+#define SAME same_f32
+#define ADD_PRODUCTS add_products_f32
+#include "lora_body.h"
+
+#define F(name) name##_bf16_bf16
+#define X uint16_t
+#define W uint16_t
+#define OF_X(action) action##_bf16
+#define OF_W(action) action##_bf16
+#ifdef __AVX512BF16__
+#define HIDDEN uint16_t
+#define PACKET __m512bh
+#define OF_H(action) action##_bf16
+#define TAKE_X take_bf16
+#define TAKE_W take_bf16
+#define TURN turn_bf16
+#define SAME same_bf16
+#define ADD_PRODUCTS add_products_bf16
+#else
+#define HIDDEN float
+#define PACKET vf
+#define OF_H(action) action##_f32
+#define TAKE_X load_bf16
+#define TAKE_W load_bf16
+#define TURN turn_wide
+#define SAME same_f32
+#define ADD_PRODUCTS add_products_f32
+#endif
 #include "lora_body.h"
