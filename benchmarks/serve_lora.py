@@ -35,7 +35,7 @@ from .servers import StockFlags, model_path, ours, stock
 
 ADAPTERS, PEFT_ADAPTERS, TOLERANCE = 3, 8, 0.1
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-QUICK, FULL = Effort(1, 16, 3, 0), Effort(3, 40, 6, 1000)
+QUICK, FULL = Effort(1, 16, 3, 0), Effort(3, 40, 12, 1000)
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 

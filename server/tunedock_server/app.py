@@ -87,7 +87,7 @@ class Server:
         self.trainer = trainer
         self.leases = Leases()
         self.catalog = Catalog(registry, base_model)
-        self.residents = Residents(pool, _limits(settings), registry.adapters.fetch)
+        self.residents = Residents(pool, _limits(settings), registry.adapters.fetch, here=registry.adapters.is_here)
         self.reconciler = Reconciler(self.residents, self.catalog.pinned)
         self.keeper = EngineKeeper(
             pool, self._restore, max_deaths=settings.engine_restarts, window_s=settings.engine_window_s

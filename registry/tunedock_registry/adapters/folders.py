@@ -44,6 +44,9 @@ class Folders(Protocol):
 
     def exists(self, digest: str) -> bool: ...
 
+    def is_here(self, digest: str) -> bool:
+        """Whether `path` needs no fetching."""
+
     def path(self, digest: str) -> Path:
         """A local folder, fetched first where the store is elsewhere. Raises Unavailable (`adapter_unavailable`)."""
 
@@ -82,6 +85,9 @@ class LocalFolders:
 
     def exists(self, digest: str) -> bool:
         return self.home.adapter_dir(digest).is_dir()
+
+    def is_here(self, digest: str) -> bool:
+        return self.exists(digest)
 
     def path(self, digest: str) -> Path:
         folder = self.home.adapter_dir(digest)

@@ -138,6 +138,10 @@ class Reading:
         """As `path`, for whoever knows only the digest."""
         return self._folders.path(digest)
 
+    def is_here(self, digest: str) -> bool:
+        """Whether `fetch` would only look: the folder is on this machine."""
+        return self._folders.is_here(digest)
+
     def open_file(self, version: VersionRecord, name: str) -> BinaryIO:
         """One of the version's files, for download; card and manifest with what was measured since. Raises NotFound,
         Unavailable."""

@@ -46,6 +46,9 @@ class RemoteFolders:
         # All of them: somebody may have begun to store the manifest while a collector was deleting the rest.
         return all(self.store.exists(_key(digest, name)) for name in reversed(_FILES))
 
+    def is_here(self, digest: str) -> bool:
+        return self.local.exists(digest)
+
     def path(self, digest: str) -> Path:
         if not self.local.exists(digest):
             self.local.adopt(digest, self._files(digest))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tunedock_registry.processor import multiplies_bfloat16
 
 PROVIDER = "tunedock_c"
 _VECTOR = 8  # the kernels refuse rows that are no multiple of it
@@ -20,6 +21,8 @@ def fits(x: torch.Tensor, weight: torch.Tensor | None, variance_size: int | None
         variance_size is None
         and weight is not None
         and weight.dtype == x.dtype
+        # vLLM's build for AVX2 cuts bfloat16 off instead of rounding it.
+        and (x.dtype != torch.bfloat16 or multiplies_bfloat16())
         and x.shape[-1] % _VECTOR == 0
         and x.is_contiguous()
     )

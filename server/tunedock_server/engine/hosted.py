@@ -92,9 +92,9 @@ class HostedAdapters:
 
         Raises Unavailable when they are not what was published; the engine forgets them then.
         """
-        to_hash = await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
-        if not to_hash:
+        if self._files.known(path, lora.lora_name):
             return await self._brought(lora, load, known=True)
+        to_hash = await asyncio.to_thread(self._files.measure, path, lora.lora_name, public)
         bringing = asyncio.create_task(self._brought(lora, load, known=False))
         try:
             loop = asyncio.get_running_loop()

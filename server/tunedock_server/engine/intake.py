@@ -12,30 +12,33 @@ from tunedock_api.errors import Unavailable
 from tunedock_api.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 MAX_REMEMBERED = 4_096
-Signature = tuple[tuple[int, int, int, int], ...]
+Signature = tuple[tuple[int, ...], ...]
 
 
 class VerifiedFiles:
-    """Remembers which files were hashed, by inode, size and time, so that a version that comes back costs a `stat`."""
+    """Remembers which files were hashed, by inode, size and times, so that a version that comes back costs a `stat`."""
 
     def __init__(self) -> None:
         self._seen: dict[str, Signature] = {}
 
+    def known(self, path: Path, digest: str) -> bool:
+        """Whether these very files were hashed before: in microseconds."""
+        try:
+            return digest in self._seen and self._seen[digest] == _signature(path)
+        except OSError:
+            return False
+
     def measure(self, path: Path, digest: str, public: str) -> Mapping[str, str]:
         """Manifest and sizes alone, so that the engine may begin to read: never more than was published.
 
-        Returns what `verify` has yet to hash: file name -> sha256, empty for files that were hashed before.
+        Returns what `verify` has to hash: file name -> sha256.
         Raises Unavailable `adapter_unavailable` when a file is missing or is not what was published.
         """
         with self._checking(digest, public):
-            if self._seen.get(digest) == _signature(path):
-                return {}
             return {name: entry.sha256 for name, entry in _manifest(path, digest).identity.files.items()}
 
     def verify(self, path: Path, digest: str, public: str, expected: Mapping[str, str]) -> None:
         """Hashes, and hardly needs the interpreter for it. Raises as `measure`."""
-        if not expected:
-            return
         with self._checking(digest, public):
             signature = _signature(path)
             _check(path, expected)
@@ -56,7 +59,8 @@ class VerifiedFiles:
 
 def _signature(path: Path) -> Signature:
     stats = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)]
-    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
+    # The change time is what nobody can set back.
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
 
 
 def _manifest(path: Path, digest: str) -> Manifest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import mmap
 import os
 import signal
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import torch
 WATCH_EVERY_S = 0.25
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _PAGE = mmap.PAGESIZE
+_log = logging.getLogger("tunedock.engine")
 
 
 def file_bytes(path: Path) -> torch.Tensor:
@@ -51,8 +54,8 @@ def _read(path: Path) -> torch.Tensor:
         rest = memoryview(whole)
         while rest and (num := stream.readinto(rest)):
             rest = rest[num:]
-    if rest:
-        raise ValueError("its end is missing")
+    if rest or not len(data):
+        raise ValueError("its end is missing" if rest else "it is empty")
     return data
 
 
@@ -77,11 +80,13 @@ def _mapped(fd: int) -> torch.Tensor:
 
 
 class Leases:
-    """Those that this process holds. A thread asks for each several times a second whether somebody wants it back."""
+    """Those that this process holds. A thread asks for each several times a second whether somebody wants it back, and unmaps
+    what nobody has any more: the garbage collector may say so on any thread, also one that is at work here."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: dict[int, tuple[int, int]] = {}  # fd -> where its bytes are, and how many
+        self._unused: deque[tuple[int, int, int]] = deque()
         self._watching = False
 
     def keep(self, fd: int, data: torch.Tensor) -> None:
@@ -93,25 +98,28 @@ class Leases:
                 self._watching = True
                 threading.Thread(target=self._watch, name="tunedock-leases", daemon=True).start()
         # The storage lives as long as any view; the tensor object may be gone before.
-        end = weakref.finalize(data.untyped_storage(), self._release, fd, *place)
+        end = weakref.finalize(data.untyped_storage(), self._unused.append, (fd, *place))
         end.atexit = False  # the process takes its memory along; threads may still read it
 
     def num_held(self) -> int:
         with self._lock:
+            self._let_go()
             return len(self._held)
 
     def give_back_what_is_wanted(self) -> None:
         with self._lock:
+            self._let_go()
             wanted = [fd for fd in self._held if fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK]
             for fd in wanted:
                 own_the_bytes(*self._held[fd])
                 self._close(fd)
 
-    def _release(self, fd: int, address: int, num_bytes: int) -> None:
-        with self._lock:
-            if self._held.get(fd) == (address, num_bytes):
+    def _let_go(self) -> None:
+        while self._unused:
+            fd, address, num_bytes = self._unused.popleft()
+            if self._held.get(fd) == (address, num_bytes):  # else its bytes are our own already
                 self._close(fd)
-        _munmap(address, num_bytes)
+            _munmap(address, num_bytes)
 
     def _close(self, fd: int) -> None:
         del self._held[fd]
@@ -120,7 +128,11 @@ class Leases:
     def _watch(self) -> None:
         while True:
             time.sleep(WATCH_EVERY_S)
-            self.give_back_what_is_wanted()
+            try:
+                self.give_back_what_is_wanted()
+            except (OSError, MemoryError):
+                # The writer waits on; the next round tries again.
+                _log.exception("an adapter file that somebody wants to write cannot be copied")
 
 
 def own_the_bytes(address: int, num_bytes: int) -> None:
@@ -131,7 +143,9 @@ def own_the_bytes(address: int, num_bytes: int) -> None:
         raise MemoryError(f"no memory for a copy of {num_bytes} bytes")
     ctypes.memmove(copy, address, num_bytes)
     if _mremap is None or _mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, address) != address:
-        raise OSError(ctypes.get_errno(), "mremap")
+        error = ctypes.get_errno()
+        _munmap(copy, size)
+        raise OSError(error, "mremap")
 
 
 _FAILED = ctypes.c_void_p(-1).value

@@ -52,7 +52,9 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
         self._uses_kernel = yes
 
     def put(self, slot: int, adapter: HostAdapter | None) -> None:
-        """None: the slot holds nothing that would change an answer."""
+        """None: the slot holds nothing that would change an answer. What vLLM fills is known for good."""
+        if not self._hollow:
+            return
         self.adapters.pop(slot, None)
         if adapter is not None:
             self.adapters[slot] = adapter

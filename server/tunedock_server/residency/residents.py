@@ -50,10 +50,13 @@ class Residents:
         limits: ResidencyLimits,
         fetch: Callable[[str], object] = lambda digest: None,
         clock: Callable[[], float] = time.monotonic,
+        here: Callable[[str], bool] = lambda digest: False,
     ) -> None:
-        """`fetch` makes sure that a digest's files are on this machine; it runs in a thread and raises Unavailable."""
+        """`fetch` makes sure that a digest's files are on this machine; it runs in a thread and raises Unavailable. `here`
+        says in microseconds that they are."""
         self._pool = pool
         self._fetch = fetch
+        self._here = here
         self._limits = limits
         self._clock = clock
         self._queue = SlotQueue(1, limits.patience_s, limits.seats)
@@ -190,22 +193,26 @@ class Residents:
     async def _perform(self, pinned: Pinned, action: Callable[[Pinned], Awaitable[None]]) -> None:
         digest = _digest(pinned)
         async with self._engine:
-            await self._make_room(digest)
+            leaving = self._make_room(digest)
             started = self._clock()
             try:
-                if digest not in self._host:
+                if digest not in self._host and not self._here(digest):
                     await asyncio.to_thread(self._fetch, digest)
                 await action(pinned)
             except TuneDockError as error:
                 self.stats.failures += 1
                 self.failed[digest] = error.message
                 raise
+            finally:
+                await asyncio.gather(*leaving)
             self._host[digest] = self._clock()
             self.failed.pop(digest, None)
             self.stats.loads += 1
             self.stats.load_seconds += self._clock() - started
 
-    async def _make_room(self, incoming: str) -> None:
+    def _make_room(self, incoming: str) -> list[asyncio.Task[None]]:
+        """Begins to unload what has to leave. The engine gets these calls before the one that brings `incoming`, which need
+        not wait for their answers."""
         busy = {digest for digest, slot in self._queue.active.items() if slot.in_flight}
         keep = busy | self._queue.pinned
         leaving = victims(self._host, self._pool.facts.max_cpu_loras, keep, [incoming], self.preferred)
@@ -216,15 +223,15 @@ class Residents:
                 "adapter_queue_full",
                 retry_after_s=RETRY_AFTER_S,
             )
+        self.stats.evictions += len(leaving)
         for digest in leaving:
-            await self._unload(digest)
-            self.stats.evictions += 1
+            self._forget(digest)
+        return [asyncio.create_task(self._pool.unload(digest), name=f"unload {digest[:12]}") for digest in leaving]
 
-    async def _unload(self, digest: str) -> None:
+    def _forget(self, digest: str) -> None:
         self._host.pop(digest, None)
         self._ready.discard(digest)
         self._queue.drop(digest)
-        await self._pool.unload(digest)
 
     # --- lifecycle
 
@@ -276,7 +283,8 @@ class Residents:
             if (slot is not None and slot.in_flight) or digest in self._loading:
                 return False
             self._queue.pinned.discard(digest)
-            await self._unload(digest)
+            self._forget(digest)
+            await self._pool.unload(digest)
         self.failed.pop(digest, None)
         self._known.pop(digest, None)
         return True
