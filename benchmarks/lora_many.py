@@ -2,17 +2,26 @@
 
 Two servers of ours, frozen in turns: `wide` has 32 adapters registered and as many slots, `crowd` a thousand more. Those
 have rank 1 (0.6 MB instead of 9.8), so that a thousand fit on a disk; reading one takes nearly as many operations.
+
+Memory is what one running server gains when thousands more are registered: two processes of one program differ by megabytes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+from sqlalchemy import func, insert, select
 from tunedock_registry.layout import Home
+from tunedock_registry.registry import Registry
+from tunedock_registry.tables.adapters import AdapterRow, VersionRow
+from tunedock_registry.tables.base import bump
 
 from .figures import Figure
 from .lora_adapters import Adapter, make, register
@@ -23,6 +32,8 @@ from .servers import model_path, ours
 SLOTS, NUM_ACTIVE = 32, 100
 GOALS = {8: 0.85, 16: 0.75, 32: 0.60}
 MIN_RETENTION, MAX_BYTES_EACH = 0.95, 2048
+NUM_MORE, SETTLE_S, KNOWN_WITHIN_S = 4000, 3.0, 120.0
+console = Console(stderr=True)
 
 
 async def measure(folder: Path, adapters: Sequence[Adapter], effort: Effort) -> tuple[list[Figure], float]:
@@ -31,11 +42,11 @@ async def measure(folder: Path, adapters: Sequence[Adapter], effort: Effort) -> 
     async with AsyncExitStack() as stack:
         wide = await _start(stack, folder / "wide", [*adapters, *tiny[:3]])
         crowd = await _start(stack, folder / "crowd", [*adapters, *tiny])
-        more_bytes = crowd.api_bytes() - wide.api_bytes()
         samples = await _rounds(wide, crowd, len(adapters), effort)
         async with crowd.turn() as traffic:
             speed = await traffic.whole(crowd.adapters[-NUM_ACTIVE:], effort.num_tokens, NUM_ACTIVE)
-    return [*_figures(samples, len(tiny)), _memory(more_bytes, len(tiny) - 3)], speed
+            memory = await _memory(crowd, Home(folder / "crowd"))
+    return [*_figures(samples, len(tiny)), memory], speed
 
 
 async def _start(stack: AsyncExitStack, home: Path, adapters: Sequence[Adapter]) -> Arm:
@@ -94,10 +105,53 @@ def _figures(samples: Samples, num: int) -> list[Figure]:
     return figures
 
 
-def _memory(more_bytes: int, num: int) -> Figure:
-    """Taken when both had only started: nothing is resident. Two processes of one program differ by about a megabyte."""
-    each = more_bytes / num
+async def _memory(arm: Arm, home: Home) -> Figure:
+    """Each with an adapter of its own, as far as the server knows: nobody asks for their files."""
+    known, before = await _num_known(arm), await _settled(arm)
+    await asyncio.to_thread(_register_rows, home, NUM_MORE)
+    async with asyncio.timeout(KNOWN_WITHIN_S):
+        while (now := await _num_known(arm)) < known + NUM_MORE:
+            console.print(f"{now} of {known + NUM_MORE} versions known")
+            await _settled(arm)
+    more_bytes = await _settled(arm) - before
+    each = more_bytes / NUM_MORE
     return Figure(
         "API process's memory per registered adapter", each, "bytes", f"<= {MAX_BYTES_EACH}", each <= MAX_BYTES_EACH,
-        num_samples=num, note=f"{more_bytes / 2**20:.2f} MiB for {num} more",
+        num_samples=NUM_MORE, note=f"{more_bytes / 2**20:.2f} MiB for {NUM_MORE} more",
     )  # fmt: skip
+
+
+def _register_rows(home: Home, num: int) -> None:
+    """Copies of a registered adapter under other names and digests, in one transaction."""
+    registry = Registry.open(home)
+    try:
+        with registry.db.write() as session:
+            version = session.scalars(select(VersionRow).limit(1)).one()
+            adapter = session.get_one(AdapterRow, version.adapter_seq)
+            first = 1 + session.scalars(select(func.max(AdapterRow.seq))).one()
+            first_version = 1 + session.scalars(select(func.max(VersionRow.seq))).one()
+            names = [{**_columns(adapter), "seq": first + i, "name": f"more{i:05d}"} for i in range(num)]
+            session.execute(insert(AdapterRow), names)
+            session.execute(
+                insert(VersionRow),
+                [
+                    {**_columns(version), "seq": first_version + i, "adapter_seq": first + i, "digest": f"{i:064x}"}
+                    for i in range(num)
+                ],
+            )
+            bump(session)
+    finally:
+        registry.close()
+
+
+def _columns(row: AdapterRow | VersionRow) -> dict[str, Any]:
+    return {column.name: getattr(row, column.name) for column in row.__table__.columns}
+
+
+async def _num_known(arm: Arm) -> int:
+    return int((await arm.server.client.call("GET", "/capacity"))["registered_versions"])
+
+
+async def _settled(arm: Arm) -> int:
+    await asyncio.sleep(SETTLE_S)
+    return arm.api_bytes()

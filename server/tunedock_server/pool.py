@@ -3,7 +3,7 @@
 One machine: `engine.local.LocalEngine`, an `AsyncLLM` in this process. Fleet: a Ray Serve handle. Requests arrive
 resolved and leased: an engine never sees an alias, a name that a caller typed, or a database.
 
-Residency of a version inside one engine: `host` (verified, in engine dtype, in host memory) -> `slot` (in one of the
+Residency of a version inside one engine: `host` (verified, ready to be computed with, in host memory) -> `slot` (in one of the
 `max_loras` places of the batch) -> `pinned` (a slot that is never taken away). Nothing here reads a file in an engine step.
 """
 
@@ -93,7 +93,8 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What a started engine can do. `bytes_per_slot` is the cost of one more `max_loras` at `max_lora_rank`.
+    """What a started engine can do. `bytes_per_slot` is the cost of one more `max_loras` at `max_lora_rank`: 0 where a slot
+    only names what is in host memory.
 
     `degraded` says in one sentence what does not work as it should, or is None.
     """

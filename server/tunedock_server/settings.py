@@ -67,7 +67,10 @@ class Settings(BaseSettings):
     max_loras: int = 8
     max_cpu_loras: int = 32
     max_lora_rank: SlotRank = 32
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="auto: the model's; float32 on a CPU that is slower with bfloat16 (x86 before AVX-512)",
+    )
     max_model_len: int | None = None
     max_num_seqs: int = 64
     kv_cache_bytes: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,16 @@ def test_an_adapter_of_another_shape_is_not_taken(tmp_path: Path) -> None:
     other = trainee(config(lora=LoraConfig(rank=2, alpha=8)), items(8))
     with pytest.raises(ValueError, match="rank 4, expected 2"):
         other.adapter.load(read_weights(tmp_path / WEIGHTS_FILE), folded=True)
+
+
+def test_on_a_float32_base_an_adapter_for_bf16_computes_with_the_numbers_in_the_file(tmp_path: Path) -> None:
+    base = replace(load_base(tiny_path(), "tiny", max_rank=64, dtype=torch.float32), served_dtype=torch.bfloat16)
+    one = trainee(config(lora=LoraConfig(rank=4, alpha=6)), items(8), base)
+    for _ in range(3):
+        step(one)
+    export_weights(one.adapter, tmp_path / WEIGHTS_FILE, base.served_dtype)
+    written = read_weights(tmp_path / WEIGHTS_FILE)
+    for name, (a, b) in one.adapter.served().items():
+        assert written[name][0].dtype == torch.bfloat16
+        assert torch.equal(written[name][0].float(), a)
+        assert torch.equal(written[name][1].float(), b)

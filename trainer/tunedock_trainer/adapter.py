@@ -50,7 +50,8 @@ class Views:
 
 class Adapter:
     """`params`, `grads` [P] fp32: for each group all A's, then all B's. `compute` [P] is the same in the base's dtype with
-    the scaling folded into B, exactly the numbers that the export writes; `refresh` renews it after a step.
+    the scaling folded into B, exactly the numbers that the export writes; `refresh` renews it after a step. `served_dtype`: what
+    they are rounded to, when that is another than the base's.
 
     `groups` name modules that read one and the same input tensor; those that `modules` leaves out are not adapted.
     """
@@ -61,8 +62,10 @@ class Adapter:
         modules: Iterable[ModuleLora],
         *,
         dtype: torch.dtype,
+        served_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        self._served_dtype = served_dtype or dtype
         self.modules: dict[str, ModuleLora] = {module.name: module for module in modules}
         self._groups = {names: self._adapted(names) for names in groups}
         self._groups = {names: adapted for names, adapted in self._groups.items() if adapted}
@@ -121,11 +124,12 @@ class Adapter:
 
     def refresh(self) -> None:
         """Copies `params` into `compute`, scaled. Call it after every change of `params`."""
-        self.compute.copy_(self.params)
+        self.compute.copy_(self.params.to(self._served_dtype))
         for module in self.modules.values():
             if module.scaling != 1.0:
                 # Rounded once, from fp32.
-                self._b(self.compute, module).copy_(self._b(self.params, module) * module.scaling)
+                scaled = self._b(self.params, module) * module.scaling
+                self._b(self.compute, module).copy_(scaled.to(self._served_dtype))
 
     def tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name → (A, B): fp32 views of the training state, not scaled."""

@@ -32,7 +32,9 @@ class Trainee:
 
     def __init__(self, base: Base, config: RunConfig, modules: Sequence[ModuleLora], sampler: Sampler) -> None:
         self.base, self.config, self.sampler = base, config, sampler
-        self.adapter = Adapter(base.groups, modules, dtype=base.dtype, device=base.device)
+        self.adapter = Adapter(
+            base.groups, modules, dtype=base.dtype, served_dtype=base.served_dtype, device=base.device
+        )
         self.adapter.initialise(config.seed)
         self.optimizer = Optimizer(self.adapter, config.optim)
         self.step = 0

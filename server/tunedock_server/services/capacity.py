@@ -11,7 +11,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def capacity(facts: EngineFacts, residents: Residents, catalog: Catalog) -> Json:
-    """Sizes in bytes. `bytes_per_slot` is what one more slot costs at the engine's rank cap."""
+    """Sizes in bytes. `bytes_per_slot` is what one more slot costs at the engine's rank cap: nothing on CPU, where adapters are
+    computed from their mapped files."""
     states = residents.states()
     slots_used = sum(1 for state in states.values() if state != "host")
     return {

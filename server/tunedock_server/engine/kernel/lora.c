@@ -216,36 +216,51 @@ INLINE void store_bf16(uint16_t *p, vf v) { /* rounds to nearest even */
 }
 #endif
 
-/* The share of a thread: ranks `begin` ... of A, or columns `begin` ... of y within a slice, for one group. */
+/* Work is cut into turns: `step` ranks of A or columns of y within a slice, for one group. The groups of one piece follow each
+ * other, so that a single adapter also uses every thread and threads get equal shares of every adapter. */
 typedef struct {
-    const pair_t *pair;
-    int64_t group, slice, begin;
+    const layer_t *layer;
+    const batch_t *batch;
+    int64_t step, slice, begin, group;
 } turn_t;
 
-INLINE int64_t shrink_pieces(const batch_t *batch) { return (batch->max_rank + RANKS - 1) / RANKS; }
-
-/* Of the first `slices` slices; none reaches into the next. */
-INLINE int64_t expand_pieces(const layer_t *layer, int64_t slices) {
-    int64_t pieces = 0;
-    for (int64_t s = 0; s < slices; s++) pieces += (layer->offset[s + 1] - layer->offset[s] + COLUMNS - 1) / COLUMNS;
-    return pieces;
+/* Ranks or columns of a slice. */
+INLINE int64_t extent(const turn_t *t, int64_t slice) {
+    return t->step == RANKS ? t->batch->max_rank : t->layer->offset[slice + 1] - t->layer->offset[slice];
 }
 
-INLINE turn_t turn_of(const layer_t *layer, const batch_t *batch, int64_t group, int64_t slice, int64_t begin) {
-    return (turn_t){batch->table[group] + layer->first + slice, group, slice, begin};
+INLINE int64_t pieces(const turn_t *t, int64_t slice) { return (extent(t, slice) + t->step - 1) / t->step; }
+
+INLINE int64_t turns(const turn_t *t) {
+    int64_t num = 0;
+    for (int64_t s = 0; s < t->layer->slices; s++) num += pieces(t, s);
+    return num * t->batch->groups;
 }
 
-INLINE turn_t shrink_turn(const layer_t *layer, const batch_t *batch, int64_t turn) {
-    const int64_t pieces = shrink_pieces(batch), piece = turn / batch->groups;
-    return turn_of(layer, batch, turn % batch->groups, piece / pieces, piece % pieces * RANKS);
+INLINE turn_t turn_at(const turn_t *first, int64_t number) {
+    turn_t t = *first;
+    int64_t piece = number / t.batch->groups;
+    t.group = number % t.batch->groups;
+    for (; t.slice + 1 < t.layer->slices && piece >= pieces(&t, t.slice); t.slice++) piece -= pieces(&t, t.slice);
+    t.begin = piece * t.step;
+    return t;
 }
 
-INLINE turn_t expand_turn(const layer_t *layer, const batch_t *batch, int64_t turn) {
-    const int64_t piece = turn / batch->groups;
-    int64_t slice = 0;
-    while (slice + 1 < layer->slices && expand_pieces(layer, slice + 1) <= piece) slice++;
-    return turn_of(layer, batch, turn % batch->groups, slice, (piece - expand_pieces(layer, slice)) * COLUMNS);
+INLINE void go_on(turn_t *t) {
+    if (t->slice == t->layer->slices || ++t->group < t->batch->groups) return; /* the end, where it stays */
+    t->group = 0;
+    t->begin += t->step;
+    if (t->begin < extent(t, t->slice)) return;
+    t->begin = 0;
+    t->slice++;
 }
+
+INLINE const pair_t *pair_of(const turn_t *t) { return t->batch->table[t->group] + t->layer->first + t->slice; }
+INLINE int64_t first_row(const turn_t *t) { return t->batch->start[t->group]; }
+INLINE int64_t num_rows(const turn_t *t) { return t->batch->start[t->group + 1] - first_row(t); }
+/* Of A or y; what is left of a slice at its end, nothing where the adapter has none. */
+INLINE int64_t ranks_of(const turn_t *t) { return least(RANKS, pair_of(t)->rank - t->begin); }
+INLINE int64_t columns_of(const turn_t *t) { return pair_of(t)->rank ? least(COLUMNS, extent(t, t->slice) - t->begin) : 0; }
 
 /* Below, X is the type of x and y, W that of A and B. */
 #define F(name) name##_f32_f32

@@ -112,61 +112,51 @@ static void F(expand)(const W *b, const HIDDEN *h, X *y, const int32_t *row, int
     }
 }
 
-/* Work is cut into turns, the groups of one piece of A or B next to each other, so that a single adapter also uses every
- * thread and threads get equal shares of every adapter. */
-static void F(shrink_turns)(const layer_t *layer, const batch_t *batch, const X *x, int64_t x_stride, HIDDEN *h,
-                            int64_t from, int64_t to) {
-    const int64_t width = layer->slices * batch->max_rank;
-    for (int64_t t = from; t < to; t++) {
-        const turn_t now = shrink_turn(layer, batch, t), next = shrink_turn(layer, batch, t + 1);
-        const int64_t ranks = least(RANKS, now.pair->rank - now.begin), first = batch->start[now.group];
+INLINE const W *F(a_of)(const turn_t *t) { return (const W *)pair_of(t)->a + t->begin * t->layer->inner; }
+INLINE const W *F(b_of)(const turn_t *t) { return (const W *)pair_of(t)->b + t->begin * pair_of(t)->rank; }
+
+static void F(shrink_turns)(const turn_t *all, const X *x, int64_t x_stride, HIDDEN *h, int64_t from, int64_t to) {
+    const int64_t most = all->batch->max_rank, width = all->layer->slices * most;
+    turn_t now = turn_at(all, from), next = now;
+    for (; from < to; from++, now = next) {
+        const int64_t ranks = ranks_of(&now);
+        go_on(&next);
         if (ranks > 0)
-            F(shrink)((const W *)now.pair->a + now.begin * layer->inner, x,
-                      h + first * width + now.slice * batch->max_rank + now.begin, batch->row + first, x_stride,
-                      layer->inner, batch->start[now.group + 1] - first, ranks, width,
-                      t + 1 < to && next.begin + ranks <= next.pair->rank
-                          ? (const W *)next.pair->a + next.begin * layer->inner : 0);
+            F(shrink)(F(a_of)(&now), x, h + first_row(&now) * width + now.slice * most + now.begin,
+                      now.batch->row + first_row(&now), x_stride, now.layer->inner, num_rows(&now), ranks, width,
+                      from + 1 < to && ranks_of(&next) >= ranks ? F(a_of)(&next) : 0);
     }
 }
 
-/* Where turn t begins to read B; null when its adapter leaves the module alone. */
-INLINE const W *F(columns_of)(const layer_t *layer, const batch_t *batch, int64_t t, int64_t columns) {
-    const turn_t turn = expand_turn(layer, batch, t);
-    const int64_t all = layer->offset[turn.slice + 1] - layer->offset[turn.slice];
-    return turn.begin + columns <= all && turn.pair->rank ? (const W *)turn.pair->b + turn.begin * turn.pair->rank : 0;
-}
-
-static void F(expand_turns)(const layer_t *layer, const batch_t *batch, const HIDDEN *h, X *y, int64_t y_stride,
-                            float scale, int64_t from, int64_t to) {
-    const int64_t width = layer->slices * batch->max_rank;
-    for (int64_t t = from; t < to; t++) {
-        const turn_t now = expand_turn(layer, batch, t);
-        const int64_t first = batch->start[now.group], left = layer->offset[now.slice] + now.begin;
-        const int64_t columns = least(COLUMNS, layer->offset[now.slice + 1] - left), rank = now.pair->rank;
-        const W *soon = t + 2 < to ? F(columns_of)(layer, batch, t + 2, columns) : 0;
-        if (rank)
-            F(expand)((const W *)now.pair->b + now.begin * rank, h + first * width + now.slice * batch->max_rank,
-                      y + left, batch->row + first, y_stride, batch->start[now.group + 1] - first, rank, columns, width,
-                      scale * now.pair->scale, soon);
+static void F(expand_turns)(const turn_t *all, const HIDDEN *h, X *y, int64_t y_stride, float scale, int64_t from,
+                            int64_t to) {
+    const int64_t most = all->batch->max_rank, width = all->layer->slices * most;
+    turn_t now = turn_at(all, from), soon = turn_at(all, from + 2);
+    for (; from < to; from++, go_on(&now), go_on(&soon)) {
+        const int64_t columns = columns_of(&now);
+        if (columns)
+            F(expand)(F(b_of)(&now), h + first_row(&now) * width + now.slice * most,
+                      y + now.layer->offset[now.slice] + now.begin, now.batch->row + first_row(&now), y_stride,
+                      num_rows(&now), pair_of(&now)->rank, columns, width, scale * pair_of(&now)->scale,
+                      from + 2 < to && columns_of(&soon) >= columns ? F(b_of)(&soon) : 0);
     }
 }
 
 /* `scratch` holds rows * slices * max_rank floats; x and y are row-major with the given strides. */
-void F(tunedock_lora)(const layer_t *layer, const batch_t *batch, const X *x, int64_t x_stride, X *y,
-                      int64_t y_stride, float scale, void *scratch) {
-    const int64_t shrinks = layer->slices * shrink_pieces(batch) * batch->groups;
-    const int64_t expands = expand_pieces(layer, layer->slices) * batch->groups;
+void F(tunedock_lora)(const layer_t *layer, const batch_t *batch, const X *x, int64_t x_stride, X *y, int64_t y_stride,
+                      float scale, void *scratch) {
+    const turn_t shrinks = {layer, batch, RANKS, 0, 0, 0}, expands = {layer, batch, COLUMNS, 0, 0, 0};
+    const int64_t num_shrinks = turns(&shrinks), num_expands = turns(&expands);
 #pragma omp parallel
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        const int64_t from = expands * me / all, to = expands * (me + 1) / all;
-        F(shrink_turns)(layer, batch, x, x_stride, scratch, shrinks * me / all, shrinks * (me + 1) / all);
-        for (int64_t t = from; t < least(from + 2, to); t++) {
-            const W *b = F(columns_of)(layer, batch, t, COLUMNS);
-            if (b) prefetch(b, sizeof(W) * COLUMNS * expand_turn(layer, batch, t).pair->rank);
-        }
+        const int64_t from = num_expands * me / all, to = num_expands * (me + 1) / all;
+        F(shrink_turns)(&shrinks, x, x_stride, scratch, num_shrinks * me / all, num_shrinks * (me + 1) / all);
+        turn_t t = turn_at(&expands, from);
+        for (int64_t i = from; i < least(from + 2, to); i++, go_on(&t))
+            prefetch(F(b_of)(&t), sizeof(W) * columns_of(&t) * pair_of(&t)->rank);
 #pragma omp barrier
-        F(expand_turns)(layer, batch, scratch, y, y_stride, scale, from, to);
+        F(expand_turns)(&expands, scratch, y, y_stride, scale, from, to);
     }
 }
 
