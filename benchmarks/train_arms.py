@@ -169,7 +169,8 @@ TRL: dict[str, dict[str, Any]] = {
 
 
 def trl(model: Path, steps: int, arm: str) -> Outcome:
-    """SFTTrainer with its defaults (a model by its name loads in float32), or tuned: bf16 weights, no recomputation."""
+    """SFTTrainer with its defaults (a model by its name loads in float32), or tuned: weights in the dtype that this processor is
+    fastest with, no recomputation."""
     import tempfile
 
     import torch
@@ -177,6 +178,7 @@ def trl(model: Path, steps: int, arm: str) -> Outcome:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+    from tunedock_registry.processor import multiplies_bfloat16
 
     chosen = TRL[arm]
     rows = examples(BATCH * (steps + WARM_STEPS) * (2 if "packing" in chosen else 1), model)
@@ -194,7 +196,8 @@ def trl(model: Path, steps: int, arm: str) -> Outcome:
         **chosen,
     )  # fmt: skip
     tuned = arm != "trl-default"
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16) if tuned else str(model)
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype) if tuned else str(model)
     clock = _step_clock()
     trainer = SFTTrainer(
         model=loaded,
