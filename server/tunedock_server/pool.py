@@ -24,6 +24,7 @@ Residency = Literal["host", "slot", "pinned"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 SseStream = AsyncGenerator[bytes, None]
 
+MAX_SLOTS = 256
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Full = Callable[[], Awaitable[None]] | None
@@ -45,7 +46,7 @@ class EngineSettings(Frozen):
 
     model_path: Path
     model_id: str = Field(description="public name of the base model")
-    max_loras: int = Field(default=8, ge=1, le=256, description="slots: distinct adapters in one batch")
+    max_loras: int = Field(default=8, ge=1, le=MAX_SLOTS, description="slots: distinct adapters in one batch")
     max_cpu_loras: int = Field(default=32, ge=1, description="adapters in host memory; raised to max_loras if lower")
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 32
     lora_modules: tuple[str, ...] | None = Field(

@@ -64,8 +64,11 @@ class Settings(BaseSettings):
     insecure_no_auth: bool = Field(default=False, description="allow a non-loopback host without authentication")
 
     # Engine. `EngineSettings` says what each one means.
-    max_loras: int = 8
-    max_cpu_loras: int = 32
+    max_loras: int | None = Field(
+        default=None,
+        description="distinct adapters in one batch; empty: 8, on CPU, where slots cost nothing, max_num_seqs",
+    )
+    max_cpu_loras: int = Field(default=32, description="adapters in host memory; at least max_loras")
     max_lora_rank: SlotRank = 32
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto",
@@ -125,5 +128,5 @@ class Settings(BaseSettings):
             "max_loras", "max_cpu_loras", "max_lora_rank", "dtype", "max_model_len", "max_num_seqs", "kv_cache_bytes",
             "gpu_memory_utilization", "compute_threads", "enforce_eager", "tool_parser",
         )  # fmt: skip
-        chosen = {name: getattr(self, name) for name in names}
+        chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
         return EngineSettings.model_validate({"model_path": model_path, "model_id": model_id, **chosen})

@@ -11,7 +11,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from ..pool import EngineSettings
+from ..pool import MAX_SLOTS, EngineSettings
 from .environment import cpu_process_variables, temporarily, usable_cores
 from .progress import Progress
 
@@ -20,6 +20,13 @@ DEFAULT_CPU_KV_BYTES = 1 << 30
 
 def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
+
+
+def with_slots(settings: EngineSettings) -> EngineSettings:
+    """Unless their number is given, as many as could ever be used, where they hold nothing: nobody waits for one then."""
+    if "max_loras" in settings.model_fields_set or settings.lora_modules is None or not on_cpu():
+        return settings
+    return settings.model_copy(update={"max_loras": min(settings.max_num_seqs, MAX_SLOTS)})
 
 
 def start_llm(settings: EngineSettings, progress: Progress) -> AsyncLLM:

@@ -18,7 +18,7 @@ from .facts import read_facts
 from .generate import Deltas
 from .hosted import HostedAdapters
 from .intake import VerifiedFiles
-from .llm import start_llm
+from .llm import start_llm, with_slots
 from .openai import OpenAIFrontEnd
 from .progress import Progress
 from .score import score
@@ -45,7 +45,7 @@ class LocalEngine:
     """Implements `EnginePool`. All methods belong to the event loop that called `start`."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+        self._settings = with_slots(settings)
         self._ids = itertools.count(_FIRST_ID)
         self._scores = itertools.count()
         self._files = VerifiedFiles()
