@@ -1,6 +1,7 @@
 """Many adapters: up to 32 active in one batch, and a thousand registered of which few are in use.
 
-Two servers of ours, frozen in turns: `wide` has 32 adapters registered and as many slots, `crowd` a thousand more. Those
+Two servers of ours, frozen in turns: `wide` has 32 adapters registered, `crowd` a thousand more; both as many slots as they run
+requests at once, which is what they have by themselves on CPU. Those
 have rank 1 (0.6 MB instead of 9.8), so that a thousand fit on a disk; reading one takes nearly as many operations.
 
 Memory is what one running server gains when thousands more are registered: two processes of one program differ by megabytes.
@@ -29,7 +30,7 @@ from .lora_arms import Arm, Effort, Samples, freeze, ratio
 from .lora_traffic import Traffic
 from .servers import model_path, ours
 
-SLOTS, NUM_ACTIVE = 32, 100
+NUM_LARGE, SLOTS, NUM_ACTIVE = 32, 64, 100
 GOALS = {8: 0.85, 16: 0.75, 32: 0.60}
 MIN_RETENTION, MAX_BYTES_EACH = 0.95, 2048
 NUM_MORE, SETTLE_S, KNOWN_WITHIN_S = 4000, 3.0, 120.0
@@ -52,7 +53,7 @@ async def measure(folder: Path, adapters: Sequence[Adapter], effort: Effort) -> 
 async def _start(stack: AsyncExitStack, home: Path, adapters: Sequence[Adapter]) -> Arm:
     references = register(Home(home), adapters)
     server = await stack.enter_async_context(
-        ours(home, TUNEDOCK_MAX_LORAS=str(SLOTS), TUNEDOCK_MAX_CPU_LORAS=str(2 * SLOTS))
+        ours(home, TUNEDOCK_MAX_LORAS=str(SLOTS), TUNEDOCK_MAX_CPU_LORAS=str(SLOTS))
     )
     return freeze(stack, home.name, server, references)
 
@@ -79,7 +80,7 @@ async def _rounds(wide: Arm, crowd: Arm, num_large: int, effort: Effort) -> Samp
 
 async def _zipf(traffic: Traffic, names: Sequence[str], seed: int, num_tokens: int) -> float:
     """Tokens a second, prompts and loads included. The adapter at rank k comes with weight 1 / k."""
-    chosen = random.Random(seed).choices(names, [1 / rank for rank in range(1, len(names) + 1)], k=2 * SLOTS)
+    chosen = random.Random(seed).choices(names, [1 / rank for rank in range(1, len(names) + 1)], k=SLOTS)
     return await traffic.whole(chosen, num_tokens, len(chosen))
 
 

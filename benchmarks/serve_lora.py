@@ -179,7 +179,7 @@ def _known(name: str, effort: Effort) -> int:
 async def run(folder: Path, quick: bool) -> list[Figure]:
     effort = QUICK if quick else FULL
     console.print("making adapters")
-    num_adapters = ADAPTERS + 2 * effort.num_loads if quick else lora_many.SLOTS
+    num_adapters = ADAPTERS + 2 * effort.num_loads if quick else lora_many.NUM_LARGE
     adapters = await asyncio.to_thread(make, folder, model_path(), num_adapters)
     figures, my_speed = await take_turns(folder, adapters, ("ours", "A") if quick else ("ours", "A", "B", "E"), effort)
     if quick:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.live_server import BASE, Live, live_server
@@ -11,6 +12,14 @@ from examples.demo.domain import Domain
 from examples.demo.tuning import tune
 
 DATES, NEXT_DATES = Domain("dates"), Domain("dates", "-v2")
+# Whichever test comes first waits for the training: about three minutes on two cores without bfloat16 products.
+TRAINED_WITHIN_S = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TRAINED_WITHIN_S))
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_supervised_defaults() -> None:
     resolved = resolve(parse_method(None), Knobs(), FACTS)
     assert (resolved.n_epochs, resolved.batch_size, resolved.rank, resolved.alpha) == (3, 16, 16, 32.0)
     assert (resolved.steps_per_epoch, resolved.total_steps, resolved.warmup_steps) == (38, 114, 6)
-    assert resolved.eval_interval == 5
+    assert resolved.eval_interval == 6
     assert resolved.as_hyperparameters() == {"n_epochs": 3, "batch_size": 16, "learning_rate_multiplier": 1.0}
 
 
