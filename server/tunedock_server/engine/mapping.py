@@ -80,8 +80,9 @@ def _mapped(fd: int) -> torch.Tensor:
 
 
 class Leases:
-    """Those that this process holds. A thread asks for each several times a second whether somebody wants it back, and unmaps
-    what nobody has any more: the garbage collector may say so on any thread, also one that is at work here."""
+    """Those that this process holds. A thread asks for each several times a second whether somebody wants it back. What
+    nobody has any more is unmapped then, or before the next one is kept, but not at once: the garbage collector may tell on any
+    thread, also one that is at work here."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -93,6 +94,7 @@ class Leases:
         """With its mapping, until nobody has `data` any more."""
         place = data.data_ptr(), data.nbytes
         with self._lock:
+            self._let_go()
             self._held[fd] = place
             if not self._watching:
                 self._watching = True
