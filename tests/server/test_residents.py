@@ -17,12 +17,12 @@ FAST = ResidencyLimits(patience_s=0.02, wait_s=0.5, max_waiting=4)
 
 
 async def rig(
-    tmp_path: Path, count: int = 6, slots: int = 2, host: int = 4, limits: ResidencyLimits = FAST
+    tmp_path: Path, count: int = 6, slots: int = 2, host: int = 4, limits: ResidencyLimits = FAST, here: bool = False
 ) -> tuple[FakePool, Residents, list[Pinned]]:
     base = tiny_base()
     pool = FakePool(base, slots, host)
     await pool.start()
-    residents = Residents(pool, limits)
+    residents = Residents(pool, limits, here=lambda digest: here)
     residents.engine_started()
     versions = []
     for number in range(1, count + 1):
@@ -41,8 +41,11 @@ async def test_many_requests_for_one_cold_version_load_it_once(tmp_path: Path) -
         leave()
 
 
-async def test_host_memory_holds_at_most_its_limit_and_drops_the_least_recently_used(tmp_path: Path) -> None:
-    pool, residents, versions = await rig(tmp_path)
+@pytest.mark.parametrize("here", [False, True], ids=["files are looked for", "files are here"])
+async def test_host_memory_holds_at_most_its_limit_and_drops_the_least_recently_used(
+    tmp_path: Path, here: bool
+) -> None:
+    pool, residents, versions = await rig(tmp_path, here=here)
     for version in versions:
         await residents.warm(version)
     held = await pool.residency()

@@ -127,12 +127,12 @@ class FakePool:
         digest, path = _adapter(pinned)
         if digest in self._host:
             return
+        if len(self._host) >= self._facts.max_cpu_loras:  # before it waits for anything, as the engine says it
+            raise Overloaded("host memory is full", "adapter_queue_full", retry_after_s=1)
         await asyncio.sleep(self.behaviour.load_s)
         if self.behaviour.load_error:
             raise self.behaviour.load_error
         _read_weights(path, pinned.public)
-        if len(self._host) >= self._facts.max_cpu_loras:
-            raise Overloaded("host memory is full", "adapter_queue_full", retry_after_s=1)
         self._host[digest] = time.monotonic()
 
     async def load(self, pinned: Pinned) -> None:
