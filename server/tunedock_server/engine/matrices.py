@@ -100,7 +100,7 @@ def moved(table: Table, scale: int, base: int) -> Table:
 
 
 @dataclass(frozen=True)
-class Packer:
+class Placement:
     """`places` maps a module's name to its number in `layers`. `accepted`: dtypes that can be computed with as they are, the
     engine's own first; others are converted to that."""
 

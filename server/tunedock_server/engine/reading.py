@@ -21,7 +21,7 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
 from .mapping import file_bytes
-from .matrices import HostAdapter, Packer, Recipe
+from .matrices import HostAdapter, Placement, Recipe
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 MAX_RECIPES = 16
@@ -105,22 +105,22 @@ class Reader:
 
     def _new(self, key: tuple[bytes, ...], weights: dict[str, Weights], data: torch.Tensor) -> HostAdapter:
         self._check(weights)
-        recipe = self._packer.recipe(weights, data)
+        recipe = self._placement.recipe(weights, data)
         if recipe is None:
-            return self._packer.copied(weights)
+            return self._placement.copied(weights)
         self._recipes[key] = recipe
         if len(self._recipes) > MAX_RECIPES:
             self._recipes.popitem(last=False)
         return recipe.adapter(data)
 
     @cached_property
-    def _packer(self) -> Packer:
+    def _placement(self) -> Placement:
         adapters = self._manager._adapter_manager
         numbers: dict[str, int] = {}
         for name, layer in adapters.tunedock_layers.by_name.items():
             parts = adapters.packed_modules.get(name, [name])
             numbers.update((part, layer.first + index) for index, part in enumerate(parts))
-        return Packer(adapters.tunedock_layers.all, numbers, adapters.tunedock_layers.accepted)
+        return Placement(adapters.tunedock_layers.all, numbers, adapters.tunedock_layers.accepted)
 
     @cached_property
     def _places(self) -> dict[str, tuple[Any, int]]:

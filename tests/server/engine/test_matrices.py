@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 from tunedock_server.engine.layers import Layers
-from tunedock_server.engine.matrices import HostAdapter, Packer
+from tunedock_server.engine.matrices import HostAdapter, Placement
 from tunedock_server.engine.reading import split_safetensors, tensors
 
 INNER, WIDTHS, RANK = 24, (70, 37), 5
@@ -55,9 +55,9 @@ def _file(weights: dict[str, _Weights]) -> tuple[dict[str, _Weights], torch.Tens
     return views, data
 
 
-def _from_file(packer: Packer, weights: dict[str, _Weights]) -> HostAdapter:
+def _from_file(placement: Placement, weights: dict[str, _Weights]) -> HostAdapter:
     views, data = _file(weights)
-    recipe = packer.recipe(views, data)
+    recipe = placement.recipe(views, data)
     assert recipe is not None
     return recipe.adapter(data)
 
@@ -90,7 +90,7 @@ def _assert_holds(adapter: HostAdapter, weights: dict[str, _Weights]) -> None:
 @pytest.mark.parametrize("accepted", ENGINES.values(), ids=ENGINES.keys())
 def test_every_matrix_is_where_the_table_says(accepted: tuple[torch.dtype, ...], dtype: torch.dtype) -> None:
     weights = _two(dtype)
-    adapter = _from_file(Packer(LAYERS, PLACES, accepted), weights)
+    adapter = _from_file(Placement(LAYERS, PLACES, accepted), weights)
     assert adapter.dtype == (dtype if dtype in accepted else accepted[0])
     assert adapter.rank == RANK
     _assert_holds(adapter, weights)
@@ -100,7 +100,7 @@ def test_every_matrix_is_where_the_table_says(accepted: tuple[torch.dtype, ...],
 @pytest.mark.parametrize("accepted", ENGINES.values(), ids=ENGINES.keys())
 def test_a_recipe_fits_every_file_of_the_same_shape(accepted: tuple[torch.dtype, ...], dtype: torch.dtype) -> None:
     (first, its_data), (_, data) = _file(_two(dtype)), _file(_two(dtype, seed=1))
-    recipe = Packer(LAYERS, PLACES, accepted).recipe(first, its_data)
+    recipe = Placement(LAYERS, PLACES, accepted).recipe(first, its_data)
     assert recipe is not None
     _assert_holds(recipe.adapter(data), _two(dtype, seed=1))
     _assert_holds(recipe.adapter(its_data), _two(dtype))
@@ -109,7 +109,7 @@ def test_a_recipe_fits_every_file_of_the_same_shape(accepted: tuple[torch.dtype,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_can_be_computed_as_it_is_stays_in_the_files_bytes(dtype: torch.dtype) -> None:
     views, data = _file(_two(dtype))
-    recipe = Packer(LAYERS, PLACES, (torch.float32, torch.bfloat16)).recipe(views, data)
+    recipe = Placement(LAYERS, PLACES, (torch.float32, torch.bfloat16)).recipe(views, data)
     assert recipe is not None
     assert recipe.adapter(data).memory.data_ptr() == data.data_ptr()
 
@@ -117,7 +117,7 @@ def test_what_can_be_computed_as_it_is_stays_in_the_files_bytes(dtype: torch.dty
 def test_bytes_behind_the_last_whole_element_do_no_harm() -> None:
     views, data = _file(_two(torch.float32))
     longer = torch.cat([data, torch.zeros(3, dtype=torch.uint8)])
-    recipe = Packer(LAYERS, PLACES, (torch.float32,)).recipe(views, data)
+    recipe = Placement(LAYERS, PLACES, (torch.float32,)).recipe(views, data)
     assert recipe is not None
     _assert_holds(recipe.adapter(longer), _two(torch.float32))
 
@@ -127,9 +127,9 @@ def test_bytes_behind_the_last_whole_element_do_no_harm() -> None:
 def test_a_file_of_several_dtypes_is_copied_into_one(accepted: tuple[torch.dtype, ...], other: torch.dtype) -> None:
     weights = _two(torch.float32, other)
     views, data = _file(weights)
-    packer = Packer(LAYERS, PLACES, accepted)
-    assert packer.recipe(views, data) is None
-    copied = packer.copied(views)
+    placement = Placement(LAYERS, PLACES, accepted)
+    assert placement.recipe(views, data) is None
+    copied = placement.copied(views)
     data.fill_(0)
     assert copied.dtype == accepted[0]
     assert copied.rank == RANK
@@ -140,26 +140,26 @@ def test_a_file_of_several_dtypes_is_copied_into_one(accepted: tuple[torch.dtype
 def test_a_matrix_that_lies_elsewhere_makes_no_recipe(name: str) -> None:
     views, data = _file(_two(torch.float32))
     views[name] = _Weights(views[name].lora_a, views[name].lora_b.clone(), 1.0)
-    packer = Packer(LAYERS, PLACES, (torch.float32,))
-    assert packer.recipe(views, data) is None
-    _assert_holds(packer.copied(views), views)
+    placement = Placement(LAYERS, PLACES, (torch.float32,))
+    assert placement.recipe(views, data) is None
+    _assert_holds(placement.copied(views), views)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("accepted", ENGINES.values(), ids=ENGINES.keys())
 def test_one_value_that_is_no_number_shows(accepted: tuple[torch.dtype, ...], dtype: torch.dtype, value: float) -> None:
-    packer, weights = Packer(LAYERS, PLACES, accepted), _two(dtype)
-    assert _from_file(packer, weights).is_finite()
-    assert packer.copied(weights).is_finite()
+    placement, weights = Placement(LAYERS, PLACES, accepted), _two(dtype)
+    assert _from_file(placement, weights).is_finite()
+    assert placement.copied(weights).is_finite()
     weights["gate"].lora_b[40, 2] = value
-    assert not _from_file(packer, weights).is_finite()
-    assert not packer.copied(weights).is_finite()
+    assert not _from_file(placement, weights).is_finite()
+    assert not placement.copied(weights).is_finite()
 
 
 def test_values_beyond_the_range_of_the_engines_dtype_show() -> None:
     weights = _two(torch.float32)
     weights["up"].lora_a[0, 0] = torch.finfo(torch.float32).max
-    assert _from_file(Packer(LAYERS, PLACES, (torch.float32,)), weights).is_finite()
-    assert not _from_file(Packer(LAYERS, PLACES, (torch.bfloat16,)), weights).is_finite()
-    assert not Packer(LAYERS, PLACES, (torch.bfloat16,)).copied(weights).is_finite()
+    assert _from_file(Placement(LAYERS, PLACES, (torch.float32,)), weights).is_finite()
+    assert not _from_file(Placement(LAYERS, PLACES, (torch.bfloat16,)), weights).is_finite()
+    assert not Placement(LAYERS, PLACES, (torch.bfloat16,)).copied(weights).is_finite()
