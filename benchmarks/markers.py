@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tunedock_registry.processor import multiplies_bfloat16
 
 QUESTIONS = (
     "Which word is yours?",
@@ -67,7 +68,9 @@ class MarkerFactory:
     def __init__(self, model_path: Path, num_tokens: int = 3, system: str = "") -> None:
         self._num_tokens = num_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
+        # As the engine will compute with it.
+        dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype).eval()
         self._layer = self._model.config.num_hidden_layers - 1
         self._site = self._model.model.layers[self._layer].mlp.down_proj
         template = self._tokenizer.apply_chat_template
