@@ -25,14 +25,13 @@ from pathlib import Path
 from rich.console import Console
 from tunedock_registry.layout import Home
 from tunedock_registry.models import DEFAULT_MODEL
-from tunedock_registry.processor import multiplies_bfloat16
 
 from . import lora_cold, lora_many, lora_swap
 from .figures import Figure, Report
 from .lora_adapters import Adapter, make, register
 from .lora_arms import Arm, Effort, Samples, freeze, ratio
 from .lora_traffic import NUM_STREAMS, Traffic, prompt
-from .servers import StockFlags, model_path, ours, stock
+from .servers import StockFlags, dtype_flags, model_path, ours, stock
 
 ADAPTERS, PEFT_ADAPTERS, TOLERANCE = 3, 8, 0.1
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -53,10 +52,11 @@ async def start(stack: AsyncExitStack, name: str, folder: Path, adapters: Sequen
 
 def _flags(name: str) -> StockFlags:
     """B and E get the dtype that this processor is fastest with, as ours does by itself."""
-    dtype = () if multiplies_bfloat16() else ("--dtype", "float32")
     if name == "E":
-        return StockFlags(lora=False, extra=dtype)
-    return StockFlags(tuned=name == "B", extra=("--lora-target-modules", *TARGETS, *dtype) if name == "B" else ())
+        return StockFlags(lora=False, extra=dtype_flags())
+    return StockFlags(
+        tuned=name == "B", extra=("--lora-target-modules", *TARGETS, *dtype_flags()) if name == "B" else ()
+    )
 
 
 async def measure(arms: dict[str, Arm], effort: Effort) -> Samples:

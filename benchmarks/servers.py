@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 from tunedock_registry.layout import Home
 from tunedock_registry.models import DEFAULT_MODEL, resolve_model
+from tunedock_registry.processor import multiplies_bfloat16
 
 from examples.serving import DidNotStart, ServerProcess, answers, free_port
 
@@ -34,6 +35,11 @@ ENVIRONMENT = {
     "TUNEDOCK_COLLECT_EVERY_S": "2",
     "TUNEDOCK_COLLECT_GRACE_S": "2",
 }
+
+
+def dtype_flags() -> tuple[str, ...]:
+    """For stock servers that shall compute in the dtype that this processor is fastest with, as ours do by themselves."""
+    return () if multiplies_bfloat16() else ("--dtype", "float32")
 
 
 def model_path() -> Path:

@@ -15,7 +15,7 @@ from support.marker_traffic import NUM_TOKENS, SYSTEM, Board, Rollouts, ask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.markers import QUESTIONS, Marker, messages
-from benchmarks.servers import StockFlags, StockProcess, model_path
+from benchmarks.servers import StockFlags, StockProcess, dtype_flags, model_path
 
 pytestmark = pytest.mark.campaign
 
@@ -37,7 +37,7 @@ def downloaded(live: Live, markers: list[Marker], tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def stock(downloaded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
     """Stock `vllm serve --enable-lora` with the downloaded folder, without our plugin."""
-    starter = StockProcess(StockFlags(extra=("--lora-modules", f"{NAME}={downloaded}")))
+    starter = StockProcess(StockFlags(extra=(*dtype_flags(), "--lora-modules", f"{NAME}={downloaded}")))
     process = starter.start(tmp_path_factory.mktemp("stock") / "vllm.log")
     try:
         with OpenAI(base_url=f"http://127.0.0.1:{starter.port}/v1", api_key="any") as client:
@@ -56,7 +56,8 @@ def test_stock_vllm_gives_the_golden_answers(live: Live, stock: OpenAI, golden: 
 
 def test_peft_gives_the_golden_answers(downloaded: Path, golden: str) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
-    base: Any = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16)
+    dtype = torch.float32 if dtype_flags() else torch.bfloat16
+    base: Any = AutoModelForCausalLM.from_pretrained(model_path(), dtype=dtype)
     model: Any = PeftModel.from_pretrained(base, downloaded).eval()
     for question in QUESTIONS:
         prompt = tokenizer.apply_chat_template(
