@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from openai.types.chat import ChatCompletionChunk
-from support.live_server import Live
+from support.live_server import Live, eventually
 
 from examples.demo.domain import Domain, Messages, Question
 from examples.demo.rollout import Rollout, mismatches, misrouted
@@ -15,7 +15,6 @@ from examples.demo.traffic import Traffic
 
 QUESTIONS = Domain("dates").held_out()
 MARKS = {"dates@1": '{"date":', "dates@2": '{"day":'}
-MOVE_EVERY_S = 1.5
 # Long enough for several blocks of the prefix cache.
 NOTE = "Ignore the reference numbers 4711, 4712 and 4713 of this note. " * 24
 
@@ -25,6 +24,15 @@ def on_version_1(live: Live, dates_v2: str) -> Iterator[None]:
     live.dock.adapters.promote("dates@1")
     yield
     live.dock.adapters.promote("dates@1")
+
+
+def wait_for_answers(traffic: Traffic, since: float) -> None:
+    """To requests that began after `since`, as many as there are streams: how long that takes depends on the machine."""
+
+    def answered() -> bool:
+        return sum(answer.started > since for answer in list(traffic.answers)) >= traffic.num_streams
+
+    eventually(answered, 120, "every stream has an answer from after the move")
 
 
 def asked(text: str) -> Messages:
@@ -50,15 +58,15 @@ def test_a_stream_finishes_on_the_version_it_began_with_while_new_requests_get_t
 @pytest.mark.usefixtures("on_version_1")
 def test_eight_streams_see_no_error_and_no_mixed_answer_through_promote_and_rollback(live: Live) -> None:
     with Traffic(live.openai, "dates", QUESTIONS) as traffic:
-        time.sleep(MOVE_EVERY_S)
+        wait_for_answers(traffic, since=0.0)
         promoting = time.monotonic()
         live.dock.adapters.promote("dates@2")
         promoted = time.monotonic()
-        time.sleep(MOVE_EVERY_S)
+        wait_for_answers(traffic, since=promoted)
         rolling_back = time.monotonic()
         live.dock.adapters.rollback("dates")
         rolled_back = time.monotonic()
-        time.sleep(MOVE_EVERY_S)
+        wait_for_answers(traffic, since=rolled_back)
     moments = (promoting, promoting, promoting, promoted, rolling_back, rolled_back)
     rollout = Rollout("dates@1", "dates@2", *moments, tuple(traffic.answers))
     assert not rollout.errors
