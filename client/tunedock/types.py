@@ -16,7 +16,7 @@ FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 class Wire(BaseModel):
     """Base of all answers."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
 
 
 class FileInfo(Wire):

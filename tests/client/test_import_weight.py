@@ -25,11 +25,14 @@ def test_openai_is_not_imported_before_the_first_call() -> None:
     assert fresh(f"import sys; {USES}; client = tunedock.TuneDock(); print('openai' in sys.modules)") == "False"
 
 
-def test_the_client_itself_loads_within_150_ms_beyond_its_dependencies() -> None:
-    dependencies = "import pydantic, httpx2, typer, rich, grpc"
-    # CPU time: a busy machine must not look like a heavy client.
-    timed = f"import time; {dependencies}; start = time.process_time(); {USES}; print(time.process_time() - start)"
-    assert min(float(fresh(timed)) for _ in range(3)) < 0.150
+def test_the_client_itself_costs_less_than_half_of_what_its_dependencies_cost() -> None:
+    dependencies = "import httpx2, typer, rich, grpc; from pydantic import BaseModel, ConfigDict, Field"
+    # CPU time beside CPU time: neither a busy nor a slow machine must look like a heavy client.
+    timed = (
+        f"from time import process_time as now; start = now(); {dependencies}; "
+        f"between = now(); {USES}; print((now() - between) / (between - start))"
+    )
+    assert min(float(fresh(timed)) for _ in range(3)) < 0.5
 
 
 def test_every_exported_name_can_be_loaded() -> None:

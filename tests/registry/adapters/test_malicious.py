@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.adapters import LEAVES, facts, imported_parts, write_base
 from support.corpus import PICKLE_MARK, Attack, attacks, good_config, good_weights, raw_file
+from support.pace import costs_at_most
 from tunedock_api.errors import Rejected
 from tunedock_registry import children
 from tunedock_registry.adapters.intake import prepare
@@ -42,13 +42,11 @@ def test_the_corpus_is_built_from_something_that_passes(tmp_path: Path, base: Ba
 def test_every_attack_is_refused_with_its_reason(tmp_path: Path, base: BaseFacts, attack: Attack) -> None:
     weights = tmp_path / "adapter_model.safetensors"
     attack.write(weights)
-    begin = time.process_time()
-    with pytest.raises(Rejected) as caught:
+    with costs_at_most(10), pytest.raises(Rejected) as caught:
         prepare(attack.config, weights, base, imported_parts())
     assert attack.reason in caught.value.message
     assert str(tmp_path) not in caught.value.message
     assert len(caught.value.message) < 600
-    assert time.process_time() - begin < 2.0
     assert not PICKLE_MARK.exists()
 
 
@@ -128,9 +126,8 @@ def test_many_patterns_cost_no_minutes(tmp_path: Path, base: BaseFacts) -> None:
     config["alpha_pattern"] = {f"{'x' * 40}.m{number}": 1 for number in range(4_000)}
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(good_weights())
-    begin = time.process_time()
-    assert prepare(json.dumps(config).encode(), weights, base, imported_parts()).manifest.lora.rank == 4
-    assert time.process_time() - begin < 3.0
+    with costs_at_most(15):
+        assert prepare(json.dumps(config).encode(), weights, base, imported_parts()).manifest.lora.rank == 4
 
 
 @settings(max_examples=300, deadline=None)
