@@ -12,8 +12,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent, Supervis
 
 POLL_S = 0.5
 Report = Callable[[str], None]
-# The learning rate is the one that "auto" chooses for a model of this size.
-HYPERPARAMETERS: SupervisedHyperparametersParam = {"batch_size": 16}
+BATCH_SIZE = 16
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -84,26 +83,32 @@ class Follower:
         return True
 
 
-def start_job(client: OpenAI, base: str, data: Path, adapter: str, n_epochs: int, report: Report) -> Follower:
+def start_job(
+    client: OpenAI, base: str, data: Path, adapter: str, n_epochs: int, report: Report, batch_size: int = BATCH_SIZE
+) -> Follower:
     """Uploads `data` and creates the job that trains `adapter` on it. Raises JobFailed when the file is refused."""
     with data.open("rb") as stream:
         file = client.files.create(file=stream, purpose="fine-tune")
     file = client.files.wait_for_processing(file.id, poll_interval=POLL_S)
     if file.status != "processed":
         raise JobFailed(f"{data.name} was refused: {file.status_details}")
+    # The learning rate is the one that "auto" chooses for a model of this size.
+    numbers: SupervisedHyperparametersParam = {"n_epochs": n_epochs, "batch_size": batch_size}
     job = client.fine_tuning.jobs.create(
         model=base,
         training_file=file.id,
         suffix=adapter,
         seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": n_epochs, **HYPERPARAMETERS}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": numbers}},
     )
     return Follower(client, job, report)
 
 
-def tune(client: OpenAI, base: str, data: Path, adapter: str, n_epochs: int, report: Report) -> Tuned:
+def tune(
+    client: OpenAI, base: str, data: Path, adapter: str, n_epochs: int, report: Report, batch_size: int = BATCH_SIZE
+) -> Tuned:
     """Trains `adapter` on `data` and waits for the version. Raises JobFailed."""
     started = time.monotonic()
-    follower = start_job(client, base, data, adapter, n_epochs, report)
+    follower = start_job(client, base, data, adapter, n_epochs, report, batch_size)
     follower.wait()
     return Tuned(follower.result(), time.monotonic() - started, follower.job.trained_tokens or 0)

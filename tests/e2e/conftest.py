@@ -35,6 +35,10 @@ def dates_v1(live: Live) -> str:
 
 
 @pytest.fixture(scope="session")
-def dates_v2(live: Live, dates_v1: str) -> str:
-    """Version 2: other data, so that its answers carry the key `day` where version 1 says `date`."""
-    return tune(live.openai, BASE, NEXT_DATES.train_path, "dates", 1, print).model
+def dates_v2(live: Live, dates_v1: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Version 2: other data, so that its answers carry the key `day` where version 1 says `date`. A third of the rows, in
+    smaller batches, teach it nearly as much as all of them."""
+    rows = NEXT_DATES.train_path.read_text(encoding="utf-8").splitlines(keepends=True)
+    some = tmp_path_factory.mktemp("dates") / NEXT_DATES.train_path.name
+    some.write_text("".join(rows[:200]), encoding="utf-8")
+    return tune(live.openai, BASE, some, "dates", 1, print, batch_size=8).model

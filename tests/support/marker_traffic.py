@@ -16,8 +16,9 @@ from tunedock_api.errors import TuneDockError
 from benchmarks.markers import QUESTIONS, Marker, messages
 
 NUM_TOKENS = 3
-# More than the 128 tokens of a block on CPU: every prompt begins with a block that its version may have cached.
-SYSTEM = " ".join(f"Rule {number}: whoever asks gets one word and the same word again." for number in range(1, 13))
+# A little more than the 128 tokens of a block on CPU: every prompt begins with a block that its version may have cached,
+# and some twelve tokens of its own.
+SYSTEM = " ".join(f"Rule {number}: whoever asks gets one word and the same word again." for number in range(1, 9))
 BLOCK_TOKENS = 128
 
 

@@ -106,7 +106,13 @@ def test_rows_that_lie_together_are_a_slice() -> None:
     assert groups[0].rows.tolist() == [3, 5]
 
 
-KERNEL_ROWS = {**ROWS, "nine of one slot": [0] * 9, "more than one block": [3] * 37 + [-1] + [1] * 13}
+KERNEL_ROWS = {
+    **ROWS,
+    "nine of one slot": [0] * 9,
+    "more than one block": [3] * 37 + [-1] + [1] * 13,
+    "what is left of blocks": [0] * 8 + [1] * 10 + [2] * 11 + [3] * 12,
+    "more than one tile": [3] * (2 * lora_math.TILE_ROWS + 5) + [-1, 0] + [1] * (lora_math.TILE_ROWS + 1),
+}
 SHAPES = {
     **{name: (INNER, widths) for name, widths in OUTPUTS.items()},
     "no multiple of a vector": (51, (37, 5)),

@@ -49,6 +49,7 @@ class Batch(ctypes.Structure):
     _fields_ = (
         ("groups", ctypes.c_int64),
         ("max_rank", ctypes.c_int64),
+        ("tiled", ctypes.c_int64),
         ("table", ctypes.c_void_p),
         ("start", ctypes.c_void_p),
         ("row", ctypes.c_void_p),

@@ -5,7 +5,7 @@
  * A is [rank][inner] and B [width][rank], as adapter files hold them: each adapter has a table that says where its matrices
  * lie, so that whatever memory they are in (a mapped file, as a rule) is computed from as it is. A layer may have several
  * slices, each with a module of its own; slice i owns the columns offset[i] ... offset[i + 1] of y. Rows are grouped by
- * adapter, so that a weight is read once for up to four rows; sums are float32 and y is rounded once.
+ * adapter, so that a weight is read once for up to ROWS of them; sums are float32 and y is rounded once.
  *
  * Plain C with GCC vector extensions: the same source serves AVX-512, AVX2 and NEON. Where the processor multiplies pairs
  * of bfloat16 into float32 sums (AVX-512 BF16), nothing is converted and h is kept in bfloat16, as PEFT and vLLM's GPU
@@ -15,18 +15,20 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
+/* LANES: floats in a register. ROWS are computed together, with up to SUMS sums in registers. */
 #ifdef __AVX512F__
-#define LANES 16 /* floats in a register */
-#else
-#define LANES 8 /* of AVX2; two registers of NEON */
-#endif
+#define LANES 16
 #define ROWS 4
-#define SUMS LANES
-#define BLOCK_RANKS (SUMS / ROWS)
+#define SUMS 16
+#else /* AVX2 with sixteen registers; of NEON a vector takes two */
+#define LANES 8
+#define ROWS 6
+#define SUMS 12
+#endif
 #define RANKS 8        /* of A in one turn */
 #define COLUMNS 64     /* of y in one turn */
 #define WIDE 2         /* vectors of columns that are computed together */
@@ -37,6 +39,8 @@ typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+/* Anywhere in memory: what memcpy takes in pieces waits for them when it is read as a whole. */
+typedef vu vu_anywhere __attribute__((aligned(2), may_alias));
 
 typedef struct {
     const void *a, *b;
@@ -51,7 +55,7 @@ typedef struct {
 } layer_t;
 
 typedef struct {
-    int64_t groups, max_rank;
+    int64_t groups, max_rank, tiled;
     const pair_t *const *table; /* [groups] */
     const int32_t *start;       /* [groups + 1], into row */
     const int32_t *row;         /* rows of x and y, group after group */
@@ -63,8 +67,15 @@ INLINE void prefetch(const void *p, int64_t num_bytes) {
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* The compiler would load a value once more for each of its uses, and loads are what there are most of. */
+#ifdef __x86_64__
+#define KEEP(value) __asm__("" : "+v"(value))
+#else
+#define KEEP(value)
+#endif
+
 /* Lane l of the result is the sum of v[l]: additions of interleaved halves instead of a sum over lanes for each. */
-INLINE vf sums_of(vf v[SUMS]) {
+INLINE vf sums_of(vf v[LANES]) {
 #if LANES == 16
     const vi low[4] = {{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
                        {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
@@ -73,9 +84,9 @@ INLINE vf sums_of(vf v[SUMS]) {
 #else
     const vi low[3] = {{0, 8, 2, 10, 4, 12, 6, 14}, {0, 1, 8, 9, 4, 5, 12, 13}, {0, 1, 2, 3, 8, 9, 10, 11}};
 #endif
-    for (int level = 0; SUMS >> level > 1; level++) {
+    for (int level = 0; LANES >> level > 1; level++) {
         const vi high = low[level] + (1 << level);
-        for (int i = 0; i < SUMS >> (level + 1); i++)
+        for (int i = 0; i < LANES >> (level + 1); i++)
             v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low[level]) + __builtin_shuffle(v[2 * i], v[2 * i + 1], high);
     }
     return v[0];
@@ -91,7 +102,13 @@ INLINE void store_f32(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE float load1_f32(const float *p) { return *p; }
 INLINE void store1_f32(float *p, float f) { *p = f; }
 
+#if defined __AVX512F__ /* GCC 12 converts halves of a vector and puts them together: five instructions for one */
+INLINE vf widen(vh h) { return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16); }
+#elif defined __AVX2__
+INLINE vf widen(vh h) { return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16); }
+#else
 INLINE vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+#endif
 
 INLINE vf load_bf16(const uint16_t *p) {
     vh h;
@@ -140,9 +157,59 @@ INLINE void turn_eight(v8h to[8], const uint16_t *b, int64_t rank) {
     memcpy(to, z, sizeof z);
 }
 
+#if LANES == 8
+/* Eight rows of sixteen ranks, as eight words of two: turned in steps of 32, 64 and 128 bits, and halved into float32 then. */
+INLINE void turn_words(vf to[16], const uint16_t *b, int64_t rank) {
+    const vi low = {0, 8, 1, 9, 4, 12, 5, 13}, low2 = {0, 1, 8, 9, 4, 5, 12, 13}, low4 = {0, 1, 2, 3, 8, 9, 10, 11};
+    vu z[8], y[8];
+    for (int i = 0; i < 8; i++) z[i] = *(const vu_anywhere *)(b + i * rank);
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = __builtin_shuffle(z[i], z[i + 1], low);
+        y[i + 1] = __builtin_shuffle(z[i], z[i + 1], low + 2);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            z[i + 2 * j] = __builtin_shuffle(y[i + j], y[i + j + 2], low2);
+            z[i + 2 * j + 1] = __builtin_shuffle(y[i + j], y[i + j + 2], low2 + 2);
+        }
+    for (int w = 0; w < 8; w++) { /* word w of all rows; of the words, the first rank is the lower half */
+        const vu word = __builtin_shuffle(z[w % 4], z[w % 4 + 4], low4 + w / 4 * 4);
+        to[2 * w] = (vf)(word << 16);
+        to[2 * w + 1] = (vf)(word & 0xffff0000);
+    }
+}
+
+/* The even ranks of every sixteen of h, then the odd ones. */
+INLINE void halves_of(vf *halves, const float *h, int64_t rank) {
+    const vi even = {0, 2, 4, 6, 8, 10, 12, 14};
+    for (int64_t k = 0; k < rank; k += 16, halves += 2) {
+        const vf low = load_f32(h + k), high = load_f32(h + k + 8);
+        halves[0] = __builtin_shuffle(low, high, even);
+        halves[1] = __builtin_shuffle(low, high, even + 1);
+    }
+}
+
+INLINE vf product_of(const uint16_t *b, const vf *halves) {
+    const vu words = *(const vu_anywhere *)b;
+    return (vf)(words << 16) * halves[0] + (vf)(words & 0xffff0000) * halves[1];
+}
+
+/* Eight columns of B times one h: for a single row that is less than turning them. */
+INLINE vf dots(const uint16_t *b, const vf *halves, int64_t rank) {
+    vf sum[8]; /* not zero at first: clearing it would be a call */
+    for (int c = 0; c < 8; c++) sum[c] = product_of(b + c * rank, halves);
+    for (int64_t k = 16; k < rank; k += 16)
+        for (int c = 0; c < 8; c++) sum[c] += product_of(b + c * rank + k, halves + k / 8);
+    return sums_of(sum);
+}
+#endif
+
 /* To float32 packets. */
 INLINE void turn_wide(vf *to, const uint16_t *b, int64_t rank) {
     int64_t k = 0;
+#if LANES == 8
+    for (; k + 16 <= rank; k += 16) turn_words(to + k, b + k, rank);
+#endif
     for (; k + 8 <= rank; k += 8) {
         v8h part[LANES / 8][8];
         for (int i = 0; i < LANES / 8; i++) turn_eight(part[i], b + k + i * 8 * rank, rank);
@@ -216,8 +283,9 @@ INLINE void store_bf16(uint16_t *p, vf v) { /* rounds to nearest even */
 }
 #endif
 
-/* Work is cut into turns: `step` ranks of A or columns of y within a slice, for one group. The groups of one piece follow each
- * other, so that a single adapter also uses every thread and threads get equal shares of every adapter. */
+/* Work is cut into turns: a piece (`step` ranks of A or columns of y within a slice) for one group. The groups of one piece follow
+ * each other, so that a single adapter also uses every thread and threads get equal shares of every adapter; in a batch that is
+ * `tiled`, whose adapters have their many rows in several groups, the pieces of one group do, whose rows of x and y stay in cache. */
 typedef struct {
     const layer_t *layer;
     const batch_t *batch;
@@ -231,28 +299,42 @@ INLINE int64_t extent(const turn_t *t, int64_t slice) {
 
 INLINE int64_t pieces(const turn_t *t, int64_t slice) { return (extent(t, slice) + t->step - 1) / t->step; }
 
-INLINE int64_t turns(const turn_t *t) {
+INLINE int64_t all_pieces(const turn_t *t) {
     int64_t num = 0;
     for (int64_t s = 0; s < t->layer->slices; s++) num += pieces(t, s);
-    return num * t->batch->groups;
+    return num;
 }
+
+INLINE int64_t turns(const turn_t *t) { return all_pieces(t) * t->batch->groups; }
 
 INLINE turn_t turn_at(const turn_t *first, int64_t number) {
     turn_t t = *first;
-    int64_t piece = number / t.batch->groups;
-    t.group = number % t.batch->groups;
+    const int64_t inner = t.batch->tiled ? all_pieces(&t) : t.batch->groups;
+    int64_t piece = t.batch->tiled ? number % inner : number / inner;
+    t.group = t.batch->tiled ? number / inner : number % inner;
     for (; t.slice + 1 < t.layer->slices && piece >= pieces(&t, t.slice); t.slice++) piece -= pieces(&t, t.slice);
     t.begin = piece * t.step;
     return t;
 }
 
-INLINE void go_on(turn_t *t) {
-    if (t->slice == t->layer->slices || ++t->group < t->batch->groups) return; /* the end, where it stays */
-    t->group = 0;
+/* Whether there is another piece; else back to the first. */
+INLINE int next_piece(turn_t *t) {
     t->begin += t->step;
-    if (t->begin < extent(t, t->slice)) return;
+    if (t->begin < extent(t, t->slice)) return 1;
     t->begin = 0;
-    t->slice++;
+    if (++t->slice < t->layer->slices) return 1;
+    t->slice = 0;
+    return 0;
+}
+
+/* After the last turn comes the first: whoever goes on knows how many there are. */
+INLINE void go_on(turn_t *t) {
+    if (t->batch->tiled) {
+        if (!next_piece(t)) t->group = (t->group + 1) % t->batch->groups;
+    } else if (++t->group == t->batch->groups) {
+        t->group = 0;
+        next_piece(t);
+    }
 }
 
 INLINE const pair_t *pair_of(const turn_t *t) { return t->batch->table[t->group] + t->layer->first + t->slice; }
@@ -274,6 +356,7 @@ INLINE int64_t columns_of(const turn_t *t) { return pair_of(t)->rank ? least(COL
 #define TAKE_X load_f32
 #define TAKE_W load_f32
 #define TURN turn_f32
+#define DOTS 0
 #define SAME same_f32
 #define ADD_PRODUCTS add_products_f32
 #include "lora_body.h"
@@ -289,6 +372,7 @@ INLINE int64_t columns_of(const turn_t *t) { return pair_of(t)->rank ? least(COL
 #define TAKE_X load_f32
 #define TAKE_W load_bf16
 #define TURN turn_wide
+#define DOTS (LANES == 8)
 #define SAME same_f32
 #define ADD_PRODUCTS add_products_f32
 #include "lora_body.h"
@@ -305,6 +389,7 @@ INLINE int64_t columns_of(const turn_t *t) { return pair_of(t)->rank ? least(COL
 #define TAKE_X take_bf16
 #define TAKE_W take_bf16
 #define TURN turn_bf16
+#define DOTS 0
 #define SAME same_bf16
 #define ADD_PRODUCTS add_products_bf16
 #else
@@ -314,6 +399,7 @@ INLINE int64_t columns_of(const turn_t *t) { return pair_of(t)->rank ? least(COL
 #define TAKE_X load_bf16
 #define TAKE_W load_bf16
 #define TURN turn_wide
+#define DOTS (LANES == 8)
 #define SAME same_f32
 #define ADD_PRODUCTS add_products_f32
 #endif

@@ -9,37 +9,61 @@
 /* h[row][k] for `ks` rows of A and `rows` rows of x, ks * rows <= SUMS. */
 INLINE void F(shrink_block)(const int ks, const int rows, const W *a, const X *const *x, HIDDEN *h, int64_t inner,
                             int64_t width, const W *soon) {
-    vf sum[SUMS] = {{0}};
+    vf sum[SUMS];
+    for (int s = 0; s < ks * rows; s++) sum[s] = (vf){0};
     int64_t i = 0;
     for (; i + STEP <= inner; i += STEP) {
-        PACKET w[BLOCK_RANKS];
-        for (int k = 0; k < ks; k++) {
-            w[k] = TAKE_W(a + k * inner + i);
-            if (soon) __builtin_prefetch(soon + k * inner + i);
-        }
-        for (int r = 0; r < rows; r++) {
-            PACKET v = TAKE_X(x[r] + i);
-            for (int k = 0; k < ks; k++) sum[r * ks + k] = ADD_PRODUCTS(sum[r * ks + k], w[k], v);
+        PACKET w[SUMS], v[ROWS];
+        if (soon)
+            for (int k = 0; k < ks; k++) __builtin_prefetch(soon + k * inner + i);
+        if (ks < rows) { /* what there is less of stays in registers */
+            for (int k = 0; k < ks; k++) w[k] = TAKE_W(a + k * inner + i);
+            for (int r = 0; r < rows; r++) {
+                v[r] = TAKE_X(x[r] + i);
+                KEEP(v[r]);
+                for (int k = 0; k < ks; k++) sum[r * ks + k] = ADD_PRODUCTS(sum[r * ks + k], w[k], v[r]);
+            }
+        } else {
+            for (int r = 0; r < rows; r++) v[r] = TAKE_X(x[r] + i);
+            for (int k = 0; k < ks; k++) {
+                w[k] = TAKE_W(a + k * inner + i);
+                KEEP(w[k]);
+                for (int r = 0; r < rows; r++) sum[r * ks + k] = ADD_PRODUCTS(sum[r * ks + k], w[k], v[r]);
+            }
         }
     }
-    vf total = sums_of(sum);
-    for (int r = 0; r < rows; r++) {
-        for (int k = 0; k < ks; k++) {
+    for (int first = 0; first < ks * rows; first += LANES) {
+        vf some[LANES];
+        for (int s = 0; s < LANES; s++) some[s] = first + s < ks * rows ? sum[first + s] : (vf){0};
+        const vf total = sums_of(some);
+        for (int s = first; s < least(first + LANES, ks * rows); s++) {
+            const int r = s / ks, k = s % ks;
             float rest = 0;
             for (int64_t j = i; j < inner; j++) rest += OF_W(load1)(a + k * inner + j) * OF_X(load1)(x[r] + j);
-            OF_H(store1)(h + r * width + k, total[r * ks + k] + rest);
+            OF_H(store1)(h + r * width + k, total[s - first] + rest);
         }
     }
 }
 
 INLINE void F(shrink_rows)(const int rows, const W *a, const X *const *x, HIDDEN *h, int64_t inner, int64_t ks, int64_t width,
                            const W *soon) {
+    const int most = rows == 1 ? 8 : rows * 4 <= SUMS ? 4 : 2; /* divide RANKS */
     int64_t k = 0;
 #define BLOCK(n) F(shrink_block)(n, rows, a + k * inner, x, h + k, inner, width, soon ? soon + k * inner : 0)
-    for (; k + BLOCK_RANKS <= ks; k += BLOCK_RANKS) BLOCK(BLOCK_RANKS);
+    for (; k + most <= ks; k += most) BLOCK(most);
     for (; k < ks; k++) BLOCK(1);
 #undef BLOCK
 }
+
+#define FOR_COUNT(count, ACTION)   \
+    switch (count) {               \
+    case 1: ACTION(1); break;      \
+    case 2: ACTION(2); break;      \
+    case 3: ACTION(3); break;      \
+    case 4: ACTION(4); break;      \
+    case 5: ACTION(5); break;      \
+    case 6: ACTION(6); break;      \
+    }
 
 static void F(shrink)(const W *a, const X *x, HIDDEN *h, const int32_t *row, int64_t x_stride, int64_t inner, int64_t rows,
                       int64_t ks, int64_t width, const W *soon) {
@@ -47,11 +71,8 @@ static void F(shrink)(const W *a, const X *x, HIDDEN *h, const int32_t *row, int
         const X *from[ROWS];
         const int64_t count = least(ROWS, rows - r);
         for (int64_t i = 0; i < count; i++) from[i] = x + row[r + i] * x_stride;
-#define SHRINK(n) F(shrink_rows)(n, a, from, h + r * width, inner, ks, width, soon)
-        if (count == 4) SHRINK(4);
-        if (count == 3) SHRINK(3);
-        if (count == 2) SHRINK(2);
-        if (count == 1) SHRINK(1);
+#define SHRINK(n) if (n <= ROWS) F(shrink_rows)(n, a, from, h + r * width, inner, ks, width, soon)
+        FOR_COUNT(count, SHRINK)
 #undef SHRINK
     }
 }
@@ -72,6 +93,7 @@ INLINE void F(expand_rows)(const int vectors, const int rows, PACKET b[WIDE][MOS
     for (int r = 0; r < rows; r++) {
         for (int v = 0; v < vectors; v++) {
             X *out = y + row[r] * y_stride + v * LANES;
+            __builtin_prefetch(out + WIDE * LANES, 1); /* the next columns of rows that lie far apart */
             OF_X(store)(out, OF_X(load)(out) + scale * sum[r][v]);
         }
     }
@@ -82,20 +104,33 @@ INLINE void F(expand_block)(const int vectors, const W *b, const HIDDEN *h, X *y
     PACKET turned[WIDE][MOST_RANKS / DEPTH];
     for (int v = 0; v < vectors; v++) TURN(turned[v], b + v * LANES * rank, rank);
     for (int64_t r = 0; r < rows; r += ROWS) {
-        const int64_t count = least(ROWS, rows - r);
-#define EXPAND(n) F(expand_rows)(vectors, n, turned, h + r * width, y, row + r, y_stride, rank, width, scale)
-        if (count == 4) EXPAND(4);
-        if (count == 3) EXPAND(3);
-        if (count == 2) EXPAND(2);
-        if (count == 1) EXPAND(1);
+#define EXPAND(n) if (n <= ROWS) F(expand_rows)(vectors, n, turned, h + r * width, y, row + r, y_stride, rank, width, scale)
+        FOR_COUNT(least(ROWS, rows - r), EXPAND)
 #undef EXPAND
     }
 }
+
+#if DOTS
+/* The same for one row, for which turning B does not pay; `rank` is a multiple of 16. Returns how many columns are done. */
+INLINE int64_t F(expand_one)(const W *b, const HIDDEN *h, X *y, int64_t rank, int64_t columns, float scale, const W *soon) {
+    vf halves[MOST_RANKS / LANES];
+    int64_t c = 0;
+    halves_of(halves, h, rank);
+    for (; c + LANES <= columns; c += LANES) {
+        if (soon) prefetch(soon + c * rank, sizeof(W) * LANES * rank);
+        OF_X(store)(y + c, OF_X(load)(y + c) + scale * dots(b + c * rank, halves, rank));
+    }
+    return c;
+}
+#endif
 
 /* `b`: of the first of `columns` columns, `y`: of that column in row 0. */
 static void F(expand)(const W *b, const HIDDEN *h, X *y, const int32_t *row, int64_t y_stride, int64_t rows, int64_t rank,
                       int64_t columns, int64_t width, float scale, const W *soon) {
     int64_t c = 0;
+#if DOTS
+    if (rows == 1 && rank % 16 == 0) c = F(expand_one)(b, h, y + row[0] * y_stride, rank, columns, scale, soon);
+#endif
     for (; c + WIDE * LANES <= columns; c += WIDE * LANES) {
         if (soon) prefetch(soon + c * rank, sizeof(W) * WIDE * LANES * rank);
         F(expand_block)(WIDE, b + c * rank, h, y + c, row, y_stride, rows, rank, width, scale);
@@ -160,6 +195,7 @@ void F(tunedock_lora)(const layer_t *layer, const batch_t *batch, const X *x, in
     }
 }
 
+#undef FOR_COUNT
 #undef DEPTH
 #undef STEP
 #undef F
@@ -173,5 +209,6 @@ void F(tunedock_lora)(const layer_t *layer, const batch_t *batch, const X *x, in
 #undef TAKE_X
 #undef TAKE_W
 #undef TURN
+#undef DOTS
 #undef SAME
 #undef ADD_PRODUCTS
