@@ -41,6 +41,38 @@ async def test_many_requests_for_one_cold_version_load_it_once(tmp_path: Path) -
         leave()
 
 
+async def test_different_cold_versions_are_loaded_at_the_same_time(tmp_path: Path) -> None:
+    pool, residents, versions = await rig(tmp_path, count=6, slots=6, host=6)
+    pool.behaviour.load_s = 0.05
+    leaves = await asyncio.gather(*(residents.use(version) for version in versions))
+    assert pool.most_staging == 6
+    for leave in leaves:
+        leave()
+
+
+async def test_a_load_that_finds_only_newcomers_in_its_way_waits_for_them(tmp_path: Path) -> None:
+    pool, residents, (first, second, third, *_) = await rig(tmp_path, slots=2, host=2)
+    pool.behaviour.load_s = 0.05
+    coming = [asyncio.create_task(residents.prefetch(version)) for version in (first, second)]
+    await asyncio.sleep(0.01)
+    (await residents.use(third))()
+    assert all(task.done() and task.exception() is None for task in coming)
+    held = await pool.residency()
+    assert third.digest in held
+    assert len(held) == 2
+    assert residents.states().keys() == held.keys()
+
+
+async def test_a_version_on_its_way_is_not_evicted(tmp_path: Path) -> None:
+    pool, residents, (first, *_) = await rig(tmp_path)
+    pool.behaviour.load_s = 0.05
+    coming = asyncio.create_task(residents.prefetch(first))
+    await asyncio.sleep(0.01)
+    assert not await residents.evict(str(first.digest))
+    await coming
+    assert await residents.evict(str(first.digest))
+
+
 @pytest.mark.parametrize("here", [False, True], ids=["files are looked for", "files are here"])
 async def test_host_memory_holds_at_most_its_limit_and_drops_the_least_recently_used(
     tmp_path: Path, here: bool
@@ -96,11 +128,11 @@ async def test_a_wait_without_a_turn_ends_with_a_typed_error_and_leaves_nothing_
 
 async def test_the_wait_for_a_seat_is_as_long_as_there_is_work(tmp_path: Path) -> None:
     """Unlike the wait for a slot: nothing is wrong with the version, the engine has much to do."""
-    limits = ResidencyLimits(patience_s=0.01, wait_s=0.05, max_waiting=4, seats=1)
+    limits = ResidencyLimits(patience_s=0.01, wait_s=0.5, max_waiting=4, seats=1)  # the first load has as long
     pool, residents, versions = await rig(tmp_path, limits=limits)
     leave = await residents.use(versions[0])
     waiters = [asyncio.create_task(residents.use(waiting)) for waiting in (versions[0], Pinned(pool.facts.model_id))]
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.7)
     assert not any(waiter.done() for waiter in waiters)
     assert residents.waiting() == [versions[0].digest], "the base model is not an adapter"
     leave()

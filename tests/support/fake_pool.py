@@ -88,6 +88,8 @@ class FakePool:
         self._alive = False
         self._host: dict[str, float] = {}
         self._slots: dict[str, float] = {}
+        self._staging: set[str] = set()
+        self.most_staging = 0
         self._pins: set[str] = set()
 
     @property
@@ -127,13 +129,19 @@ class FakePool:
         digest, path = _adapter(pinned)
         if digest in self._host:
             return
-        if len(self._host) >= self._facts.max_cpu_loras:  # before it waits for anything, as the engine says it
+        # Before it waits for anything, as the engine says it.
+        if len(self._host.keys() | self._staging | {digest}) > self._facts.max_cpu_loras:
             raise Overloaded("host memory is full", "adapter_queue_full", retry_after_s=1)
-        await asyncio.sleep(self.behaviour.load_s)
-        if self.behaviour.load_error:
-            raise self.behaviour.load_error
-        _read_weights(path, pinned.public)
-        self._host[digest] = time.monotonic()
+        self._staging.add(digest)
+        self.most_staging = max(self.most_staging, len(self._staging))
+        try:
+            await asyncio.sleep(self.behaviour.load_s)
+            if self.behaviour.load_error:
+                raise self.behaviour.load_error
+            _read_weights(path, pinned.public)
+            self._host[digest] = time.monotonic()
+        finally:
+            self._staging.discard(digest)
 
     async def load(self, pinned: Pinned) -> None:
         self.calls["load"] += 1

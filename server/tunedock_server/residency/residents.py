@@ -1,14 +1,16 @@
 """Gets a version into the engine for a request and keeps it there while the request runs.
 
-`SlotQueue` decides whose turn it is; this class performs it: one load at a time for the engine, one load per version
-however many requests wait for it, and a bounded wait for every caller. vLLM drops the least recently used adapter by
-itself when host memory is full, also one that a running batch uses, so room is always made here first.
+`SlotQueue` decides whose turn it is; this class performs it: one load per version however many requests wait for it, and a
+bounded wait for every caller. Loads of several versions go to the engine together: it takes them up between two steps, and one
+after the other they would cost a step each. vLLM drops the least recently used adapter by itself when host memory is full, also
+one that a running batch uses, so room is always made here first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from ..pool import EnginePool, Pinned, Residency
 from .policy import BASE, SlotQueue, Ticket, victims
 
 RETRY_AFTER_S = 2.0
+FETCHES = 4  # at once: each takes a thread that others need too
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Residents:
         self._host: dict[str, float] = {}  # digest -> last use, of what the engine holds
         self._ready: set[str] = set()  # loaded into the seat that it holds now
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._engine = asyncio.Lock()
+        self._coming: Counter[str] = Counter()  # on their way into the engine; each has its place already
+        self._arrived = asyncio.Event()  # replaced by the next when it is set
+        self._fetches = asyncio.Semaphore(FETCHES)
         self._known: dict[str, Pinned] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.preferred: frozenset[str] = frozenset()  # kept in host memory longer than others
@@ -192,43 +197,60 @@ class Residents:
 
     async def _perform(self, pinned: Pinned, action: Callable[[Pinned], Awaitable[None]]) -> None:
         digest = _digest(pinned)
-        async with self._engine:
-            leaving = self._make_room(digest)
-            # They begin before the load does: an engine counts its places from then on.
+        leaving = await self._room_for(digest)
+        self._coming[digest] += 1
+        try:
+            # Evictions begin before the load does: an engine counts its places from then on.
             await asyncio.sleep(0)
-            started = self._clock()
-            try:
-                if digest not in self._host and not self._here(digest):
-                    await asyncio.to_thread(self._fetch, digest)
-                await action(pinned)
-            except TuneDockError as error:
-                self.stats.failures += 1
-                self.failed[digest] = error.message
-                raise
-            finally:
-                await asyncio.gather(*leaving)
-            self._host[digest] = self._clock()
-            self.failed.pop(digest, None)
-            self.stats.loads += 1
-            self.stats.load_seconds += self._clock() - started
+            await self._bring_in(pinned, digest, action)
+        finally:
+            self._coming -= Counter([digest])
+            self._arrived.set()
+            self._arrived = asyncio.Event()
+            await asyncio.gather(*leaving)
 
-    def _make_room(self, incoming: str) -> list[asyncio.Task[None]]:
+    async def _bring_in(self, pinned: Pinned, digest: str, action: Callable[[Pinned], Awaitable[None]]) -> None:
+        started = self._clock()
+        try:
+            if digest not in self._host and not self._here(digest):
+                async with self._fetches:
+                    await asyncio.to_thread(self._fetch, digest)
+            await action(pinned)
+        except TuneDockError as error:
+            self.stats.failures += 1
+            self.failed[digest] = error.message
+            raise
+        self._host[digest] = self._clock()
+        self.failed.pop(digest, None)
+        self.stats.loads += 1
+        self.stats.load_seconds += self._clock() - started
+
+    async def _room_for(self, incoming: str) -> list[asyncio.Task[None]]:
         """Begins to unload what has to leave. The engine gets these calls before the one that brings `incoming`, which need
-        not wait for their answers."""
-        busy = {digest for digest, slot in self._queue.active.items() if slot.in_flight}
-        keep = busy | self._queue.pinned
-        leaving = victims(self._host, self._pool.facts.max_cpu_loras, keep, [incoming], self.preferred)
-        if len(set(self._host) | {incoming}) - len(leaving) > self._pool.facts.max_cpu_loras:
-            raise Overloaded(
-                "Host memory is full of adapters that are in use or pinned: try again later, unpin one, or raise "
-                "max_cpu_loras.",
-                "adapter_queue_full",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self.stats.evictions += len(leaving)
+        not wait for their answers. Raises Overloaded when nothing can leave, and nothing arrives that could."""
+        while True:
+            busy = {digest for digest, slot in self._queue.active.items() if slot.in_flight}
+            keep = busy | self._queue.pinned | self._coming.keys()
+            held = {**dict.fromkeys(self._coming, self._clock()), **self._host}
+            leaving = victims(held, self._pool.facts.max_cpu_loras, keep, [incoming], self.preferred)
+            if len(held.keys() | {incoming}) - len(leaving) <= self._pool.facts.max_cpu_loras:
+                return self._unload(leaving)
+            if not self._coming:
+                raise Overloaded(
+                    "Host memory is full of adapters that are in use or pinned: try again later, unpin one, or raise "
+                    "max_cpu_loras.",
+                    "adapter_queue_full",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            await self._arrived.wait()
+
+    def _unload(self, leaving: Iterable[str]) -> list[asyncio.Task[None]]:
+        tasks = []
         for digest in leaving:
+            self.stats.evictions += 1
             self._forget(digest)
-        return [asyncio.create_task(self._pool.unload(digest), name=f"unload {digest[:12]}") for digest in leaving]
+            tasks.append(asyncio.create_task(self._pool.unload(digest), name=f"unload {digest[:12]}"))
+        return tasks
 
     def _forget(self, digest: str) -> None:
         self._host.pop(digest, None)
@@ -280,13 +302,12 @@ class Residents:
 
     async def evict(self, digest: str) -> bool:
         """Frees slot and host memory. False when a request is using it."""
-        async with self._engine:
-            slot = self._queue.active.get(digest)
-            if (slot is not None and slot.in_flight) or digest in self._loading:
-                return False
-            self._queue.pinned.discard(digest)
-            self._forget(digest)
-            await self._pool.unload(digest)
+        slot = self._queue.active.get(digest)
+        if (slot is not None and slot.in_flight) or digest in self._loading or digest in self._coming:
+            return False
+        self._queue.pinned.discard(digest)
+        self._forget(digest)
+        await self._pool.unload(digest)
         self.failed.pop(digest, None)
         self._known.pop(digest, None)
         return True
