@@ -200,16 +200,21 @@ class Residents:
         leaving = await self._room_for(digest)
         self._coming[digest] += 1
         try:
-            # Evictions begin before the load does: an engine counts its places from then on.
-            await asyncio.sleep(0)
-            await self._bring_in(pinned, digest, action)
+            await self._bring_in(pinned, digest, action, leaving)
         finally:
             self._coming -= Counter([digest])
             self._arrived.set()
             self._arrived = asyncio.Event()
-            await asyncio.gather(*leaving)
 
-    async def _bring_in(self, pinned: Pinned, digest: str, action: Callable[[Pinned], Awaitable[None]]) -> None:
+    async def _bring_in(
+        self,
+        pinned: Pinned,
+        digest: str,
+        action: Callable[[Pinned], Awaitable[None]],
+        leaving: Sequence[asyncio.Task[None]],
+    ) -> None:
+        # Evictions begin before the load does: an engine counts its places from then on.
+        await asyncio.sleep(0)
         started = self._clock()
         try:
             if digest not in self._host and not self._here(digest):
@@ -220,6 +225,8 @@ class Residents:
             self.stats.failures += 1
             self.failed[digest] = error.message
             raise
+        finally:
+            await asyncio.gather(*leaving)
         self._host[digest] = self._clock()
         self.failed.pop(digest, None)
         self.stats.loads += 1
@@ -307,9 +314,9 @@ class Residents:
             return False
         self._queue.pinned.discard(digest)
         self._forget(digest)
-        await self._pool.unload(digest)
         self.failed.pop(digest, None)
         self._known.pop(digest, None)
+        await self._pool.unload(digest)
         return True
 
     async def restore(self, pinned: Iterable[Pinned], resident: Iterable[Pinned]) -> None:
