@@ -73,6 +73,20 @@ async def test_a_version_on_its_way_is_not_evicted(tmp_path: Path) -> None:
     assert await residents.evict(str(first.digest))
 
 
+async def test_a_version_whose_place_is_still_being_cleared_is_not_evicted(tmp_path: Path) -> None:
+    pool, residents, (first, second, third, fourth, *_) = await rig(tmp_path, slots=2, host=2)
+    await residents.prefetch(first)
+    await residents.prefetch(second)
+    pool.behaviour.unload_s = 0.05
+    coming = [asyncio.create_task(residents.prefetch(version)) for version in (third, fourth)]
+    while third.digest not in await pool.residency():
+        await asyncio.sleep(0)
+    assert not await residents.evict(str(third.digest))
+    assert [task.done() for task in coming] == [False, False]
+    await asyncio.gather(*coming)
+    assert residents.states().keys() == {third.digest, fourth.digest} == (await pool.residency()).keys()
+
+
 @pytest.mark.parametrize("here", [False, True], ids=["files are looked for", "files are here"])
 async def test_host_memory_holds_at_most_its_limit_and_drops_the_least_recently_used(
     tmp_path: Path, here: bool

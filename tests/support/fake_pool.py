@@ -50,6 +50,7 @@ class Behaviour:
     tokens: int = 5
     token_s: float = 0.0
     load_s: float = 0.0
+    unload_s: float = 0.0  # until the answer; the place is free before
     start_s: float = 0.0
     same_as_base: set[str] = field(default_factory=set)  # digests without effect
     all_wrong: bool = False  # every adapter's scores differ from any probe
@@ -159,6 +160,7 @@ class FakePool:
         for place in (self._host, self._slots):
             place.pop(digest, None)
         self._pins.discard(digest)
+        await asyncio.sleep(self.behaviour.unload_s)
 
     async def pin(self, digest: str) -> None:
         if digest not in self._slots or len(self._pins | {digest}) >= self._facts.max_loras:
