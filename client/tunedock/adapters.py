@@ -100,6 +100,13 @@ class AsyncAdapters:
         body = {"alias": alias, **_given(reason=reason or None)}
         return Alias.model_validate(await self._transport.call(op.ROLLBACK, {"name": name}, body=body))
 
+    async def load(self, ref: Ref) -> Version:
+        """Brings the version into the engine of the server that answers, before anybody asks for it; it leaves as others do.
+
+        Raises Conflict (`version_not_ready`), Overloaded when the server's memory is full of adapters in use.
+        """
+        return Version.model_validate(await self._transport.call(op.LOAD, await self._numbered(ref)))
+
     async def pin(self, ref: Ref) -> Version:
         """Keeps the version in a slot of the engine."""
         return Version.model_validate(await self._transport.call(op.PIN, await self._numbered(ref)))

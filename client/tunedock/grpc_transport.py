@@ -57,11 +57,12 @@ _METHODS: dict[str, tuple[str, str, type[Message]]] = {
     op.GET_VERSION.name: ("Adapters", "GetVersion", ad.GetVersionRequest),
     op.SET_ALIAS.name: ("Adapters", "SetAlias", ad.SetAliasRequest),
     op.ROLLBACK.name: ("Adapters", "RollBack", ad.RollBackRequest),
+    op.LOAD.name: ("Adapters", "LoadVersion", ad.LoadVersionRequest),
     op.PIN.name: ("Adapters", "PinVersion", ad.PinVersionRequest),
     op.UNPIN.name: ("Adapters", "UnpinVersion", ad.UnpinVersionRequest),
     op.HISTORY.name: ("Adapters", "ListHistory", ad.ListHistoryRequest),
 }
-_REPEATABLE = ("List", "Get", "Delete", "Pin", "Unpin", "StartUpload", "CreateJob")
+_REPEATABLE = ("List", "Get", "Delete", "Load", "Pin", "Unpin", "StartUpload", "CreateJob")
 # These take no page: REST ignores the query, the messages have no field for it.
 _UNPAGED = frozenset({op.LIST_MODELS.name})
 

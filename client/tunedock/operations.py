@@ -80,6 +80,7 @@ GET_VERSION = Operation("adapters.version", "GET", "/adapters/{name}/versions/{v
 DOWNLOAD_VERSION = Operation("adapters.download", "GET", "/adapters/{name}/versions/{version}/download")
 SET_ALIAS = Operation("adapters.alias", "PUT", "/adapters/{name}/aliases/{alias}", repeatable=False)
 ROLLBACK = Operation("adapters.rollback", "POST", "/adapters/{name}/rollback", repeatable=False)
+LOAD = Operation("adapters.load", "POST", "/adapters/{name}/versions/{version}/load")
 PIN = Operation("adapters.pin", "PUT", "/adapters/{name}/versions/{version}/pin")
 UNPIN = Operation("adapters.unpin", "DELETE", "/adapters/{name}/versions/{version}/pin")
 HISTORY = Operation("adapters.history", "GET", "/adapters/{name}/history")

@@ -187,6 +187,9 @@ class Adapters:
     def rollback(self, name: str, *, alias: str = DEFAULT_ALIAS, reason: str = "") -> Alias:
         return self._portal.run(self._adapters.rollback(name, alias=alias, reason=reason))
 
+    def load(self, ref: Ref) -> Version:
+        return self._portal.run(self._adapters.load(ref))
+
     def pin(self, ref: Ref) -> Version:
         return self._portal.run(self._adapters.pin(ref))
 

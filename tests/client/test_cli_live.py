@@ -117,6 +117,7 @@ def test_adapters_move_by_command(live: FakeServer, command: Command) -> None:
     assert "why" in command("adapters", "history", "moved").out
     assert [a["name"] for a in command("adapters", "list", "--json").json].count("moved") == 1
     assert "moved@2" in command("adapters", "get", "moved").out
+    assert command("adapters", "load", "moved@1", "--json").json["residency"] == "slot"
     assert command("adapters", "pin", "moved@1", "--json").json["pinned"] is True
     assert command("adapters", "unpin", "moved@1").code == 0
 

@@ -111,6 +111,16 @@ def test_an_alias_can_be_split_by_weight(client: TuneDock, live: FakeServer) -> 
         client.adapters.version("split@canary")
 
 
+def test_a_load_brings_a_version_into_the_engine(client: TuneDock, live: FakeServer) -> None:
+    version = live.ready("loaded", seed=28)
+    live.run(live.server.residents.evict(version.digest))
+    assert client.adapters.version("loaded@1").residency == "stored"
+    assert client.adapters.load("loaded@1").residency == "slot"
+    assert client.adapters.load("loaded@1").residency == "slot"
+    with pytest.raises(NotFound):
+        client.adapters.load("loaded@9")
+
+
 def test_a_pin_keeps_a_version_in_a_slot(client: TuneDock, live: FakeServer) -> None:
     live.ready("pinned", seed=27)
     assert client.adapters.pin("pinned@1").pinned

@@ -228,6 +228,29 @@ async def test_pins_show_in_residency_and_capacity_and_leave_one_slot(server: Ru
     assert (await put(server, "support/versions/2/pin")).status_code == 200
 
 
+async def test_a_load_brings_a_version_into_the_engine_and_changes_no_record(server: Running) -> None:
+    await brought(server, 1)
+    second = await brought(server, 2)
+    await server.server.residents.evict(second["digest"])
+    before = (await server.raw.get("/v1/adapters/support/history")).json()
+    loaded = (await server.raw.post("/v1/adapters/support/versions/2/load")).json()
+    assert (loaded["version"], loaded["pinned"], loaded["residency"]) == (2, False, "slot")
+    assert second["digest"] in await server.pool.residency()
+    assert (await server.raw.get("/v1/adapters/support/history")).json() == before
+    await server.server.residents.evict(second["digest"])
+    assert (await server.raw.get("/v1/adapters/support/versions/2")).json()["residency"] == "stored"
+
+
+async def test_only_what_is_there_and_ready_is_loaded(server: Running) -> None:
+    await brought(server, 1)
+    await brought(server, 2)
+    await server.raw.delete("/v1/adapters/support/versions/2")
+    retired, unknown = [
+        (await server.raw.post(f"/v1/adapters/support/versions/{number}/load")).json()["error"] for number in (2, 3)
+    ]
+    assert (retired["code"], unknown["code"]) == ("version_not_ready", "model_not_found")
+
+
 async def test_retiring_waits_for_running_requests_then_frees_engine_and_files(server: Running) -> None:
     await brought(server, 1)
     second = await brought(server, 2)

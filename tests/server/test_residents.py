@@ -77,12 +77,13 @@ async def test_a_version_whose_place_is_still_being_cleared_is_not_evicted(tmp_p
     pool, residents, (first, second, third, fourth, *_) = await rig(tmp_path, slots=2, host=2)
     await residents.prefetch(first)
     await residents.prefetch(second)
-    pool.behaviour.unload_s = 0.05
+    pool.behaviour.unloaded = asyncio.Event()
     coming = [asyncio.create_task(residents.prefetch(version)) for version in (third, fourth)]
-    while third.digest not in await pool.residency():
+    while third.digest not in await pool.residency():  # noqa: ASYNC110 (of the pool's own doing)
         await asyncio.sleep(0)
     assert not await residents.evict(str(third.digest))
     assert [task.done() for task in coming] == [False, False]
+    pool.behaviour.unloaded.set()
     await asyncio.gather(*coming)
     assert residents.states().keys() == {third.digest, fourth.digest} == (await pool.residency()).keys()
 

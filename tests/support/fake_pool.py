@@ -50,7 +50,6 @@ class Behaviour:
     tokens: int = 5
     token_s: float = 0.0
     load_s: float = 0.0
-    unload_s: float = 0.0  # until the answer; the place is free before
     start_s: float = 0.0
     same_as_base: set[str] = field(default_factory=set)  # digests without effect
     all_wrong: bool = False  # every adapter's scores differ from any probe
@@ -59,6 +58,7 @@ class Behaviour:
     start_errors_left: int = 0
     stream_error_after: int | None = None
     calls_tools: bool = False  # a streamed chat with tools calls the first of them, in pieces
+    unloaded: asyncio.Event | None = None  # when set, unloads are answered after it; their places are free before
     hold: asyncio.Event | None = None  # when set, generations wait for it after their first token
 
 
@@ -160,7 +160,8 @@ class FakePool:
         for place in (self._host, self._slots):
             place.pop(digest, None)
         self._pins.discard(digest)
-        await asyncio.sleep(self.behaviour.unload_s)
+        if self.behaviour.unloaded is not None:
+            await self.behaviour.unloaded.wait()
 
     async def pin(self, digest: str) -> None:
         if digest not in self._slots or len(self._pins | {digest}) >= self._facts.max_loras:

@@ -96,6 +96,14 @@ def history(ctx: typer.Context, name: Name, limit: LimitOption = 50, as_json: Js
 
 
 @app.command()
+def load(ctx: typer.Context, ref: Ref, as_json: JsonFlag = False) -> None:
+    """Bring a version into the engine before anybody asks for it."""
+    with client_of(ctx) as client:
+        version = client.adapters.load(ref)
+        _report_version(version, f"in the engine ({version.residency})", as_json)
+
+
+@app.command()
 def pin(ctx: typer.Context, ref: Ref, as_json: JsonFlag = False) -> None:
     """Keep a version in a slot of the engine."""
     with client_of(ctx) as client:

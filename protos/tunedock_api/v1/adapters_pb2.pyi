@@ -462,6 +462,24 @@ class RollBackRequest(google.protobuf.message.Message):
 Global___RollBackRequest: typing_extensions.TypeAlias = RollBackRequest
 
 @typing.final
+class LoadVersionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    version: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version"]) -> None: ...
+
+Global___LoadVersionRequest: typing_extensions.TypeAlias = LoadVersionRequest
+
+@typing.final
 class PinVersionRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -80,6 +80,11 @@ class AdaptersStub(object):
                 request_serializer=tunedock__api_dot_v1_dot_adapters__pb2.RollBackRequest.SerializeToString,
                 response_deserializer=tunedock__api_dot_v1_dot_adapters__pb2.Alias.FromString,
                 _registered_method=True)
+        self.LoadVersion = channel.unary_unary(
+                '/tunedock_api.v1.Adapters/LoadVersion',
+                request_serializer=tunedock__api_dot_v1_dot_adapters__pb2.LoadVersionRequest.SerializeToString,
+                response_deserializer=tunedock__api_dot_v1_dot_adapters__pb2.Version.FromString,
+                _registered_method=True)
         self.PinVersion = channel.unary_unary(
                 '/tunedock_api.v1.Adapters/PinVersion',
                 request_serializer=tunedock__api_dot_v1_dot_adapters__pb2.PinVersionRequest.SerializeToString,
@@ -165,6 +170,14 @@ class AdaptersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadVersion(self, request, context):
+        """Brings a version into the engine of the server that answers: into a slot where one can be had at once, else into
+        host memory. Nothing is recorded; it leaves as others do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PinVersion(self, request, context):
         """Keeps a version in a slot of the engine.
         """
@@ -239,6 +252,11 @@ def add_AdaptersServicer_to_server(servicer, server):
                     servicer.RollBack,
                     request_deserializer=tunedock__api_dot_v1_dot_adapters__pb2.RollBackRequest.FromString,
                     response_serializer=tunedock__api_dot_v1_dot_adapters__pb2.Alias.SerializeToString,
+            ),
+            'LoadVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadVersion,
+                    request_deserializer=tunedock__api_dot_v1_dot_adapters__pb2.LoadVersionRequest.FromString,
+                    response_serializer=tunedock__api_dot_v1_dot_adapters__pb2.Version.SerializeToString,
             ),
             'PinVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.PinVersion,
@@ -504,6 +522,33 @@ class Adapters(object):
             '/tunedock_api.v1.Adapters/RollBack',
             tunedock__api_dot_v1_dot_adapters__pb2.RollBackRequest.SerializeToString,
             tunedock__api_dot_v1_dot_adapters__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunedock_api.v1.Adapters/LoadVersion',
+            tunedock__api_dot_v1_dot_adapters__pb2.LoadVersionRequest.SerializeToString,
+            tunedock__api_dot_v1_dot_adapters__pb2.Version.FromString,
             options,
             channel_credentials,
             insecure,

@@ -170,6 +170,22 @@ _AdaptersRollBackType = typing_extensions.TypeVar(
     ],
 )
 
+_AdaptersLoadVersionType = typing_extensions.TypeVar(
+    '_AdaptersLoadVersionType',
+    grpc.UnaryUnaryMultiCallable[
+        tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+        tunedock_api.v1.adapters_pb2.Version,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+        tunedock_api.v1.adapters_pb2.Version,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+        tunedock_api.v1.adapters_pb2.Version,
+    ],
+)
+
 _AdaptersPinVersionType = typing_extensions.TypeVar(
     '_AdaptersPinVersionType',
     grpc.UnaryUnaryMultiCallable[
@@ -234,7 +250,7 @@ _AdaptersWatchAdaptersType = typing_extensions.TypeVar(
     ],
 )
 
-class AdaptersStub(typing.Generic[_AdaptersListAdaptersType, _AdaptersGetAdapterType, _AdaptersDeleteAdapterType, _AdaptersListVersionsType, _AdaptersGetVersionType, _AdaptersPublishVersionType, _AdaptersDownloadVersionType, _AdaptersSetAliasType, _AdaptersRollBackType, _AdaptersPinVersionType, _AdaptersUnpinVersionType, _AdaptersListHistoryType, _AdaptersWatchAdaptersType]):
+class AdaptersStub(typing.Generic[_AdaptersListAdaptersType, _AdaptersGetAdapterType, _AdaptersDeleteAdapterType, _AdaptersListVersionsType, _AdaptersGetVersionType, _AdaptersPublishVersionType, _AdaptersDownloadVersionType, _AdaptersSetAliasType, _AdaptersRollBackType, _AdaptersLoadVersionType, _AdaptersPinVersionType, _AdaptersUnpinVersionType, _AdaptersListHistoryType, _AdaptersWatchAdaptersType]):
     @typing.overload
     def __init__(self: AdaptersStub[
         grpc.UnaryUnaryMultiCallable[
@@ -272,6 +288,10 @@ class AdaptersStub(typing.Generic[_AdaptersListAdaptersType, _AdaptersGetAdapter
         grpc.UnaryUnaryMultiCallable[
             tunedock_api.v1.adapters_pb2.RollBackRequest,
             tunedock_api.v1.adapters_pb2.Alias,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+            tunedock_api.v1.adapters_pb2.Version,
         ],
         grpc.UnaryUnaryMultiCallable[
             tunedock_api.v1.adapters_pb2.PinVersionRequest,
@@ -330,6 +350,10 @@ class AdaptersStub(typing.Generic[_AdaptersListAdaptersType, _AdaptersGetAdapter
             tunedock_api.v1.adapters_pb2.Alias,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+            tunedock_api.v1.adapters_pb2.Version,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             tunedock_api.v1.adapters_pb2.PinVersionRequest,
             tunedock_api.v1.adapters_pb2.Version,
         ],
@@ -371,6 +395,11 @@ class AdaptersStub(typing.Generic[_AdaptersListAdaptersType, _AdaptersGetAdapter
 
     RollBack: _AdaptersRollBackType
     """Points an alias back at where it was before its last move."""
+
+    LoadVersion: _AdaptersLoadVersionType
+    """Brings a version into the engine of the server that answers: into a slot where one can be had at once, else into
+    host memory. Nothing is recorded; it leaves as others do.
+    """
 
     PinVersion: _AdaptersPinVersionType
     """Keeps a version in a slot of the engine."""
@@ -419,6 +448,10 @@ AdaptersAsyncStub: typing_extensions.TypeAlias = AdaptersStub[
     grpc.aio.UnaryUnaryMultiCallable[
         tunedock_api.v1.adapters_pb2.RollBackRequest,
         tunedock_api.v1.adapters_pb2.Alias,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+        tunedock_api.v1.adapters_pb2.Version,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         tunedock_api.v1.adapters_pb2.PinVersionRequest,
@@ -508,6 +541,16 @@ class AdaptersServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[tunedock_api.v1.adapters_pb2.Alias, collections.abc.Awaitable[tunedock_api.v1.adapters_pb2.Alias]]:
         """Points an alias back at where it was before its last move."""
+
+    @abc.abstractmethod
+    def LoadVersion(
+        self,
+        request: tunedock_api.v1.adapters_pb2.LoadVersionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[tunedock_api.v1.adapters_pb2.Version, collections.abc.Awaitable[tunedock_api.v1.adapters_pb2.Version]]:
+        """Brings a version into the engine of the server that answers: into a slot where one can be had at once, else into
+        host memory. Nothing is recorded; it leaves as others do.
+        """
 
     @abc.abstractmethod
     def PinVersion(

@@ -117,6 +117,12 @@ def _declare_versions(routes: Routes, adapters: AdapterService) -> None:
         stream.seek(0)
         return download(stream, size_bytes, f"{record.adapter}-{record.number or record.tag}-{file}")
 
+    @routes.post("/v1/adapters/{name}/versions/{version}/load", policy=WRITE, tags=TAGS)
+    async def load_version(request: Request, name: str, version: str) -> Response:
+        """Brings the version into this server's engine: into a slot where one can be had at once, else into host memory.
+        Nothing is recorded; it leaves as others do."""
+        return JSONResponse(shown(await adapters.load(principal_of(request).project, name, version)))
+
     @routes.put("/v1/adapters/{name}/versions/{version}/pin", policy=WRITE, tags=TAGS)
     async def pin_version(request: Request, name: str, version: str) -> Response:
         """Keeps the version in a slot of the engine."""

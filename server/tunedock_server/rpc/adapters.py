@@ -124,6 +124,10 @@ class AdaptersRpc(AdaptersServicer):
             pb.Alias, wire.alias(await self._adapters.rollback(_who(), request.name, alias, request.reason))
         )
 
+    async def LoadVersion(self, request: pb.LoadVersionRequest, context: Context) -> pb.Version:
+        project = current_call().principal.project
+        return from_answer(pb.Version, self._version(await self._adapters.load(project, request.name, request.version)))
+
     async def PinVersion(self, request: pb.PinVersionRequest, context: Context) -> pb.Version:
         project = current_call().principal.project
         return from_answer(pb.Version, self._version(await self._adapters.pin(project, request.name, request.version)))

@@ -24,7 +24,7 @@ _METHODS = {
     ),
     Policy.ADAPTERS_WRITE: (
         "Adapters",
-        "PublishVersion SetAlias RollBack PinVersion UnpinVersion DeleteAdapter",
+        "PublishVersion SetAlias RollBack LoadVersion PinVersion UnpinVersion DeleteAdapter",
     ),
 }
 _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"

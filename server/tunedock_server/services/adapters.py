@@ -142,6 +142,17 @@ class AdapterService:
         _check_name(name)
         return await asyncio.to_thread(self._adapters.history, project, name, after, limit)
 
+    async def load(self, project: str, name: str, version: str) -> VersionRecord:
+        """Into this server's engine, before anybody asks for it. The registry is not told.
+
+        Raises NotFound; Conflict (`version_not_ready`); Overloaded when host memory is full of what is in use; Unavailable.
+        """
+        record = await self.version(project, name, version)
+        if record.state != "ready":
+            raise Conflict(f"{record.ref} is {record.state}: only a ready version can be loaded.", "version_not_ready")
+        await self._residents.prepare(self._catalog.pinned(record))
+        return record
+
     async def pin(self, project: str, name: str, version: str) -> VersionRecord:
         """Raises Conflict when the version is not ready or no slot is left to pin."""
         record = await self.version(project, name, version)

@@ -56,7 +56,7 @@ def slow(live: FakeServer) -> Iterator[None]:
 
 
 @contextmanager
-def together(live: FakeServer) -> Iterator[Callable[[], None]]:
+def together(live: FakeServer) -> Iterator[Callable[[], object]]:
     """Every stream waits after its first token, and all go on in one turn of the server's loop when the caller says so."""
     gate = live.pool.behaviour.hold = asyncio.Event()
     try:
