@@ -66,29 +66,18 @@ class Arm:
 
 def freeze(stack: AsyncExitStack, name: str, server: Ours | Stock, adapters: list[str]) -> Arm:
     """Stops the server until its first turn, and lets it run again at the end of `stack`."""
-    load = _pin(server) if isinstance(server, Ours) else _load(server)
-    arm = Arm(name, server, Traffic(server.client), adapters, load)
+    arm = Arm(name, server, Traffic(server.client), adapters, _load(server))
     stack.callback(os.killpg, arm.pid, signal.SIGCONT)
     os.killpg(arm.pid, signal.SIGSTOP)
     return arm
 
 
-def _load(server: Stock) -> Callable[[Adapter], Awaitable[object]]:
+def _load(server: Ours | Stock) -> Callable[[Adapter], Awaitable[object]]:
     async def load(adapter: Adapter) -> None:
-        await server.load(adapter.name, adapter.folder)
-
-    return load
-
-
-def _pin(server: Ours) -> Callable[[Adapter], Awaitable[object]]:
-    """Loads a registered adapter; the one before may leave, because not all slots can be pinned."""
-    before: list[str] = []
-
-    async def load(adapter: Adapter) -> None:
-        await server.pin(f"{adapter.name}@1")
-        before.append(f"{adapter.name}@1")
-        if len(before) > 1:
-            await server.pin(before.pop(0), False)
+        if isinstance(server, Ours):
+            await server.load(f"{adapter.name}@1")
+        else:
+            await server.load(adapter.name, adapter.folder)
 
     return load
 

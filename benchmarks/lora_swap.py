@@ -1,4 +1,4 @@
-"""The longest gap in somebody else's stream while an adapter is loaded: by a pin here, by `/v1/load_lora_adapter` in stock.
+"""The longest gap in somebody else's stream while an adapter is loaded, by the call of each server that does nothing else.
 
 Neither server has it in memory before, both have it in the page cache; ours has had it once, as after every publish gate. What a
 whole publish costs other streams, gate included, is in the `swap` benchmark. The longest gap of as many moments without a load

@@ -80,6 +80,11 @@ class Ours:
     async def rollback(self, name: str) -> Any:
         return await self.client.call("POST", f"/adapters/{name}/rollback", alias="production")
 
+    async def load(self, ref: str) -> Any:
+        """Into the engine, to leave as others do."""
+        name, _, number = ref.partition("@")
+        return await self.client.call("POST", f"/adapters/{name}/versions/{number}/load")
+
     async def pin(self, ref: str, pinned: bool = True) -> Any:
         """Into a slot to stay, or with False free to leave it."""
         name, _, number = ref.partition("@")
