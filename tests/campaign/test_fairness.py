@@ -10,7 +10,7 @@ from benchmarks.markers import QUESTIONS, Marker
 
 pytestmark = pytest.mark.campaign
 
-FLOOD = 128  # callers, eight times what the engine runs at once (conftest.py)
+FLOOD = 128  # callers, eight times what the engine runs at once (live_server.py)
 NUM_ASKED = 12
 
 

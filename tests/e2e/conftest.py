@@ -1,12 +1,11 @@
-"""One server for the session, and two versions of `dates` that were tuned on it."""
+"""Two versions of `dates`, tuned on the session's server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.live_server import BASE, Live, live_server
+from support.live_server import BASE, Live
 
 from examples.demo.domain import Domain
 from examples.demo.tuning import tune
@@ -20,12 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(TRAINED_WITHIN_S))
-
-
-@pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with live_server(tmp_path_factory.mktemp("e2e") / "home") as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,13 @@ from tunedock_registry.models import DEFAULT_MODEL, resolve_model
 from examples.serving import ServerProcess, answers, read_text
 
 BASE = DEFAULT_MODEL
-# Small, so that more adapters than slots and host places are cheap to make.
+# Small, so that more adapters than slots and host places, and more requests than seats, are cheap to make. The wait is long:
+# tests judge answers, not the speed of a shared machine.
 SMALL = {
     "TUNEDOCK_MAX_LORAS": "4",
     "TUNEDOCK_MAX_CPU_LORAS": "6",
+    "TUNEDOCK_MAX_NUM_SEQS": "16",
+    "TUNEDOCK_ADAPTER_WAIT_S": "120",
     "TUNEDOCK_MAX_LORA_RANK": "16",
     "TUNEDOCK_MAX_MODEL_LEN": "1024",
     "TUNEDOCK_KV_CACHE_BYTES": str(256 << 20),
@@ -62,14 +65,14 @@ class Live:
 
 
 @contextmanager
-def live_server(home: Path, environment: dict[str, str] | None = None) -> Iterator[Live]:
+def live_server(home: Path) -> Iterator[Live]:
     """A server on `home`; base models come from the usual home."""
     home.mkdir(parents=True, exist_ok=True)
     usual = Home.resolve(os.environ.get("TUNEDOCK_HOME") or Path(__file__).parents[2] / ".home")
     resolve_model(None, usual)
     if not (home / "models").exists():
         (home / "models").symlink_to(usual.models)
-    server = ServerProcess(home, environment={**SMALL, **(environment or {})})
+    server = ServerProcess(home, environment=SMALL)
     with server, OpenAI(base_url=server.base_url, api_key="any") as openai, TuneDock(server.base_url) as dock:
         yield Live(server, openai, dock)
 

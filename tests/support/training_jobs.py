@@ -101,7 +101,14 @@ def child_work(home: Path, ahead_s: float, hurry: float, save_every_s: float, on
 
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["support.training_jobs", "transformers.models.llama.modeling_llama"])
+_FORKS.set_forkserver_preload(
+    [
+        "support.training_jobs",
+        "transformers.models.llama.modeling_llama",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+    ]
+)
 
 
 def start_child(
