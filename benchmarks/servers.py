@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "TUNEDOCK_MAX_LORA_RANK": str(MAX_RANK),
     "TUNEDOCK_MAX_MODEL_LEN": str(CONTEXT_TOKENS),
     "TUNEDOCK_KV_CACHE_BYTES": str(1 << 30),
+    "TUNEDOCK_ADAPTER_WAIT_S": "300",  # speed is measured here, not refused
     "TUNEDOCK_COLLECT_EVERY_S": "2",
     "TUNEDOCK_COLLECT_GRACE_S": "2",
 }
