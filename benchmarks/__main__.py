@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-BENCHMARKS = ("serve_lora", "swap", "gateway", "train", "cotrain")
+BENCHMARKS = ("lora_kernel", "serve_lora", "swap", "gateway", "train", "cotrain")
 
 
 def main() -> int:

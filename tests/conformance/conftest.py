@@ -78,8 +78,8 @@ def training_file(client: OpenAI) -> str:
 def start(client: OpenAI, model: str, training_file: str) -> Callable[..., FineTuningJob]:
     """Creates a short job."""
 
-    def create(**options: Any) -> FineTuningJob:
-        method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}}
+    def create(epochs: int = 2, **options: Any) -> FineTuningJob:
+        method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": 4}}}
         chosen: Any = {"model": model, "training_file": training_file, "method": method, **options}
         return client.fine_tuning.jobs.create(**chosen)
 

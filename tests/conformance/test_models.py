@@ -30,7 +30,7 @@ def test_retrieve(client: OpenAI, done: FineTuningJob) -> None:
 def test_delete_takes_a_tuned_model_away_and_never_the_base(
     client: OpenAI, model: str, start: Callable[..., FineTuningJob]
 ) -> None:
-    job = finish(client, start(suffix="doomed"))
+    job = finish(client, start(epochs=1, suffix="doomed"))
     name = str(job.fine_tuned_model)
     gone = client.models.delete(name)
     assert (gone.id, gone.object, gone.deleted) == (name, "model", True)

@@ -77,7 +77,7 @@ def test_unwrap_accepts_every_delivery_also_while_secrets_rotate(
         rotated = client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
         cancelled = start(seed=41)
         client.fine_tuning.jobs.cancel(cancelled.id)
-        succeeded = finish(client, start(seed=42, suffix="hooked"))
+        succeeded = finish(client, start(epochs=1, seed=42, suffix="hooked"))
         wait_for(lambda: len(received) >= 2)
         client.webhooks.delete(made.id)
     seen = set()
