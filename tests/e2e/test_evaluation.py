@@ -14,7 +14,7 @@ pytestmark = pytest.mark.campaign  # three jobs, over a minute
 
 TRAINING = [(f"Which colours has flag {number}?", "green and blue") for number in range(16)]
 HELD_OUT = [(f"Which colours has flag {number}?", "green and blue") for number in range(100, 112)]
-WAIT_S = 120.0
+WAIT_S = 300.0  # on a slow machine a step takes five
 Tune = Callable[..., dict[str, Any]]
 
 
@@ -77,7 +77,7 @@ def weak(tune: Tune) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def strong(tune: Tune, weak: dict[str, Any]) -> dict[str, Any]:
-    return tune(5, 1.0, "if_better")
+    return tune(3, 1.0, "if_better")
 
 
 def test_base_production_and_the_new_version_are_measured_on_the_validation_file(
