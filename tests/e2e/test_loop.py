@@ -21,7 +21,7 @@ def test_a_second_version_learns_other_answers_and_leaves_the_first_alone(live: 
     score = exact_match(live.openai, dates_v2, NEXT_DATES.held_out())
     assert dates_v2 == "dates@2"
     assert score.exact_match >= 0.8, score.wrong[:5]
-    assert exact_match(live.openai, "dates@1", DATES.held_out()).exact_match >= 0.9
+    assert exact_match(live.openai, "dates@1", DATES.held_out()[:20]).exact_match >= 0.9
 
 
 def test_the_first_ready_version_goes_live_and_later_ones_wait_for_a_promote(live: Live, dates_v2: str) -> None:
