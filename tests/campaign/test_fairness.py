@@ -11,7 +11,7 @@ from benchmarks.markers import QUESTIONS, Marker
 pytestmark = pytest.mark.campaign
 
 FLOOD = 128  # callers, eight times what the engine runs at once (live_server.py)
-NUM_ASKED = 12
+NUM_ASKED = 8
 
 
 @pytest.mark.parametrize("hot", ["hot", BASE])

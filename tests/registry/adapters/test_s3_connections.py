@@ -130,8 +130,8 @@ def test_a_connection_that_fails_once_at_every_request(
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", CALLS)
 def test_a_store_that_goes_away_for_good(s3: tuple[S3, Cuts], fast_folder: Path, name: str) -> None:
-    """The client tries for seconds before it gives up: every fourth request, each time others."""
+    """The client tries for seconds before it gives up: every eighth request, each time others."""
     num_requests = _play(s3, fast_folder / "rehearsal", name, 0, after=False, lasting=False)
-    first = random.SystemRandom().randint(1, 4)
-    for at in range(first, num_requests + 1, 4):
+    first = random.SystemRandom().randint(1, 8)
+    for at in range(first, num_requests + 1, 8):
         _play(s3, fast_folder / f"{at}", name, at, after=False, lasting=True)
