@@ -4,8 +4,7 @@
 
 The projections of SmolLM2-135M by `torch.nn.functional.linear`, with and without the kernel behind each, in turns, as the engine
 calls them: both threads, bound, in the dtype that TuneDock chooses for this processor, rank 16 in bfloat16. What the kernel
-computes is compared with torch operators first. Needs two idle cores, two minutes where bfloat16
-products are missing, and no model.
+computes is compared with torch operators first. Needs two idle cores and no model; two minutes on a slow processor.
 """
 
 from __future__ import annotations
