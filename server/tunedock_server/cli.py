@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tunedock_api.errors import BadInput
+from tunedock_registry.imports import leave_out_unused
 from tunedock_registry.layout import Home
 
 from .listen import bind
@@ -92,15 +93,20 @@ def run(settings: Settings) -> None:
     local = resolve_model(settings.model, home, lambda step: log.info(step.message))
     if find_spec("vllm") is None:
         raise ModuleNotFoundError("vllm is not installed", name="vllm")
+    from .engine.environment import on_cpu
+    from .engine.start import begin_imports, create_engine
+
+    leave_out_unused(cuda=not on_cpu())
+    engine = settings.engine(str(local.path), local.model_id)
+    begin_imports(engine)
     from tunedock_registry.registry import Registry
 
     from .app import Server
-    from .engine.start import create_engine
     from .run import run_loop, serve
 
     registry = Registry.open(home, database_url=settings.database_url)
     try:
-        pool = create_engine(settings.engine(str(local.path), local.model_id))
+        pool = create_engine(engine)
         trainer = _trainer(settings, home, registry)
         inspector = _inspector(local.path)
         server = Server(

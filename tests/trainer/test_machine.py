@@ -11,17 +11,17 @@ import pytest
 
 TRAIN = """
 import sys
-from tunedock_trainer import machine
-machine.leave_out_unused(cuda=False)
+from tunedock_registry.imports import leave_out_unused
+leave_out_unused(cuda=False)
 from support.training import config, items, step, trainee
 step(trainee(config(), items(8)))
 print(*sorted(name for name in ("accelerate", "pandas", "pyarrow", "scipy", "sklearn", "triton") if sys.modules.get(name)))
 """
 
 
-@pytest.mark.parametrize("call", ["machine.leave_out_unused(cuda=False)", "pass"])
+@pytest.mark.parametrize("call", ["leave_out_unused(cuda=False)", "pass"])
 def test_training_needs_none_of_what_transformers_imports_for_other_ends(call: str) -> None:
-    script = TRAIN.replace("machine.leave_out_unused(cuda=False)", call)
+    script = TRAIN.replace("leave_out_unused(cuda=False)", call)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=True)

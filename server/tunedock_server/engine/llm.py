@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 from tunedock_api.errors import BadInput, Unavailable
 from tunedock_registry.processor import multiplies_bfloat16
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from ..pool import MAX_SLOTS, EngineSettings
-from .environment import cpu_process_variables, temporarily, usable_cores
+from .environment import on_cpu, process_variables, temporarily
 from .progress import Progress
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
-
-
-def on_cpu() -> bool:
-    return bool(current_platform.is_cpu())
 
 
 def with_slots(settings: EngineSettings) -> EngineSettings:
@@ -31,11 +28,8 @@ def with_slots(settings: EngineSettings) -> EngineSettings:
 
 def start_llm(settings: EngineSettings, progress: Progress) -> AsyncLLM:
     """Blocks until the model is loaded (seconds to minutes). Raises BadInput, Unavailable."""
-    threads = settings.compute_threads or usable_cores()
-    variables = {"HF_HUB_OFFLINE": "1", "VLLM_ENGINE_READY_TIMEOUT_S": str(int(settings.start_timeout_s))}
-    variables.update(cpu_process_variables(threads, settings.enforce_eager is False) if on_cpu() else {})
     try:
-        with temporarily(os.environ, variables):
+        with temporarily(os.environ, process_variables(settings)):
             return AsyncLLM.from_engine_args(engine_args(settings), stat_loggers=[progress.logger_factory()])
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         raise BadInput(
@@ -43,6 +37,17 @@ def start_llm(settings: EngineSettings, progress: Progress) -> AsyncLLM:
         ) from error
     except RuntimeError as error:
         raise Unavailable(f"The engine did not start: {_first_line(error)} The log has the reason.") from error
+
+
+async def stop_llm(llm: AsyncLLM) -> None:
+    """Whoever still waits for tokens gets vLLM's EngineDeadError.
+
+    vLLM's own task for outputs does that too, but only by failing on a closed socket, with a traceback in the log.
+    """
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()
+    llm.output_processor.propagate_error(EngineDeadError())
+    await asyncio.to_thread(llm.shutdown)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from .facts import read_facts
 from .generate import Deltas
 from .hosted import HostedAdapters
 from .intake import VerifiedFiles
-from .llm import start_llm, with_slots
+from .llm import start_llm, stop_llm, with_slots
 from .openai import OpenAIFrontEnd
 from .progress import Progress
 from .score import score
@@ -69,7 +69,7 @@ class LocalEngine:
     async def stop(self) -> None:
         run, self._run = self._run, None
         if run is not None:
-            await asyncio.to_thread(run.llm.shutdown)
+            await stop_llm(run.llm)
 
     def alive(self) -> bool:
         return self._run is not None and self._run.alive()

@@ -5,6 +5,7 @@ Everywhere:
     LRUCacheWorkerLoRAManager._apply_adapters  takes over what was staged
     EngineCore.tunedock_bring                  new: answers when staging is done, also in the middle of a step
     LRUCacheWorkerLoRAManager.add_adapter      no copy of all registered adapters at each step and active adapter
+    engine.utils.get_mp_context                engines are forked from a process that has imported vLLM (see forking.py)
 On CPU:
     CpuPlatform.get_punica_wrapper             our wrapper: right base rows (vllm#48421), no gathered weights
     LRUCacheLoRAModelManager.__init__          slots that hold nothing where that is possible (see wrapped.py)
@@ -20,7 +21,7 @@ from typing import Any
 import vllm
 from packaging.version import Version
 
-from . import cpu_ops, slot_table, wrapped
+from . import cpu_ops, forking, slot_table, wrapped
 from .staging import StagedAdapters
 
 SUPPORTED = (Version("0.32.0"), Version("0.33"))
@@ -48,6 +49,7 @@ def install() -> None:
         return
     _load_only_what_was_staged()
     _answer_when_staged()
+    _fork_engines()
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -86,6 +88,13 @@ def _answer_when_staged() -> None:
 
     EngineCore.tunedock_bring = _bring
     _installed.append("answer_when_staged")
+
+
+def _fork_engines() -> None:
+    from vllm.v1.engine import utils
+
+    utils.get_mp_context = forking.engine_context
+    _installed.append("forked_engines")
 
 
 def _bring(core: Any, lora_id: int, name: str, path: str, load: bool, known: bool) -> Any:

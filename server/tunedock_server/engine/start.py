@@ -5,7 +5,17 @@ from __future__ import annotations
 import os
 
 from ..pool import EnginePool, EngineSettings
-from . import environment
+from . import environment, forking
+
+
+def begin_imports(settings: EngineSettings) -> None:
+    """Lets the engine's process import vLLM from now on, and returns at once: call it before anything else that takes time.
+
+    Raises BadInput when a development switch of vLLM is set in the environment.
+    """
+    environment.prepare(os.environ, settings.max_n)
+    with environment.temporarily(os.environ, environment.process_variables(settings)):
+        forking.begin()
 
 
 def create_engine(settings: EngineSettings) -> EnginePool:
@@ -13,7 +23,7 @@ def create_engine(settings: EngineSettings) -> EnginePool:
 
     Raises BadInput when a development switch of vLLM is set in the environment.
     """
-    environment.prepare(os.environ, settings.max_n)
+    begin_imports(settings)
     from .local import LocalEngine
 
     return LocalEngine(settings)

@@ -366,6 +366,7 @@ def test_an_unknown_vllm_is_left_alone() -> None:
         "staged_only",
         "constant_time_membership",
         "answer_when_staged",
+        "forked_engines",
         "cpu_lora",
         "cpu_norm",
     ]

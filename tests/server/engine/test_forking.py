@@ -1,0 +1,57 @@
+"""Engines are forked from one process that has imported vLLM before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support.engine import engine_settings
+from tunedock_server.engine import environment, forking
+from tunedock_server.pool import EnginePool
+
+IMPORTED = "tunedock_server.engine.imported"  # the fork server's command line names it
+
+
+@pytest.fixture
+def at_start(base_model: Path) -> Iterator[None]:
+    """The environment in which an engine is started."""
+    with environment.temporarily(os.environ, environment.process_variables(engine_settings(base_model))):
+        yield
+
+
+def _fork_servers() -> list[int]:
+    return [child.pid for child in psutil.Process().children() if IMPORTED in " ".join(child.cmdline())]
+
+
+async def test_all_engines_come_from_one_process_that_stays(bf16: EnginePool, float32: EnginePool) -> None:
+    engines = [
+        child for child in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(child.cmdline())
+    ]
+    assert len(engines) == 2
+    assert [engine.ppid() for engine in engines] == 2 * _fork_servers()
+
+
+@pytest.mark.usefixtures("at_start", "bf16")
+def test_a_forked_process_has_the_environment_of_its_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAID_LATER", "yes")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    before, file = _fork_servers(), tmp_path / "said"
+    process = forking.engine_context().Process(
+        target=subprocess.run, args=(["sh", "-c", f'echo "$SAID_LATER ${{HF_HUB_OFFLINE-gone}}" > {file}'],)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert file.read_text().split() == ["yes", "gone"]
+    assert _fork_servers() == before
+
+
+def test_what_libraries_read_when_they_are_loaded_takes_another_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = forking.fork_server()
+    assert forking.fork_server() is one
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert forking.fork_server() is not one
