@@ -55,10 +55,9 @@ class Arm:
     def pid(self) -> int:
         return self.server.process.pid
 
-    def resident_bytes(self) -> int:
-        """Of all its processes; pages that some of them share count once (proportional set size)."""
+    def rss_bytes(self) -> int:
         root = psutil.Process(self.pid)
-        return sum(process.memory_full_info().pss for process in (root, *root.children(recursive=True)))
+        return sum(process.memory_info().rss for process in (root, *root.children(recursive=True)))
 
     def api_bytes(self) -> int:
         """Resident memory of the process in front of the engine alone."""

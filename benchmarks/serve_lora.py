@@ -134,8 +134,8 @@ def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def memory(arms: dict[str, Arm]) -> Figure:
-    mine, theirs = arms["ours"].resident_bytes(), arms["A"].resident_bytes()
-    return Figure("resident memory with 3 adapters, ours / A", mine / theirs, "x", "<= 1 x", mine <= theirs,
+    mine, theirs = arms["ours"].rss_bytes(), arms["A"].rss_bytes()
+    return Figure("RSS with 3 adapters, ours / A", mine / theirs, "x", "<= 1 x", mine <= theirs,
                   note=f"{mine / 2**20:.0f} / {theirs / 2**20:.0f} MiB")  # fmt: skip
 
 

@@ -66,11 +66,12 @@ def examples(count: int, model: Path) -> list[dict[str, list[Any]]]:
 
 def trainees(model: Path, count: int, batch_size: int, num_examples: int) -> list[Any]:
     """`count` of our trainees on one base, with seeds of their own."""
+    from tunedock_registry.imports import leave_out_unused
     from tunedock_trainer import machine
 
     machine.keep_memory_warm()
     machine.spin_briefly()
-    machine.leave_out_unused(cuda=torch_has_cuda())
+    leave_out_unused(cuda=torch_has_cuda())
     from tunedock_trainer.base import load_base
     from tunedock_trainer.lora import adapted_modules
     from tunedock_trainer.losses import Item
