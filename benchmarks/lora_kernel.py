@@ -10,7 +10,6 @@ computes is compared with torch operators first. Needs two idle cores and no mod
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import time
 from dataclasses import dataclass
@@ -81,11 +80,7 @@ class Step:
                 raise SystemExit(
                     "There is no kernel here: it needs a C compiler, and prints why it could not be built."
                 )
-            run(
-                *(ctypes.addressof(layer.native), ctypes.addressof(batch.native)),
-                *(x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0)),
-                *(1.0, self.scratch.data_ptr()),
-            )
+            kernel.add(run, layer.native, batch.native, x, y, 1.0, self.scratch)
 
     def check(self) -> None:
         """Every kind of layer against torch operators."""

@@ -6,7 +6,6 @@ vLLM tells the wrapper once a step which slot each token and each sampled row us
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,16 +110,7 @@ class TuneDockPunicaCPU(PunicaWrapperCPU):
 
     def _run(self, layer: WrappedLayer, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
         for function, batch in self._calls or ():
-            function(
-                ctypes.addressof(layer.native),
-                ctypes.addressof(batch.native),
-                x.data_ptr(),
-                x.stride(0),
-                y.data_ptr(),
-                y.stride(0),
-                scale,
-                self._scratch.data_ptr(),
-            )
+            kernel.add(function, layer.native, batch.native, x, y, scale, self._scratch)
 
     def add_shrink(
         self, y: Any, x: torch.Tensor, lora_a_stacked: tuple[torch.Tensor, ...], scale: float, **kwargs: Any

@@ -15,9 +15,13 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tunedock_registry import processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HERE = Path(__file__).parent
 _SOURCES = ("lora.c", "bind.c")
@@ -70,6 +74,23 @@ def function(activations: str, weights: str) -> Callable[..., None] | None:
         return None
     found: Callable[..., None] = getattr(built, _name(activations, weights))
     return found
+
+
+def add(
+    function: Callable[..., None], layer: Layer, batch: Batch, x: Tensor, y: Tensor, scale: float, scratch: Tensor
+) -> None:
+    """y += scale * x A' B' for every row of the batch. x [rows, inner], y [rows, sum of widths], the innermost stride 1;
+    `scratch` holds rows * max_rank * slices floats."""
+    function(
+        ctypes.addressof(layer),
+        ctypes.addressof(batch),
+        x.data_ptr(),
+        x.stride(0),
+        y.data_ptr(),
+        y.stride(0),
+        scale,
+        scratch.data_ptr(),
+    )
 
 
 def _name(activations: str, weights: str) -> str:
