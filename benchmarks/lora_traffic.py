@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from .load import Client, RefusedError
@@ -49,10 +48,9 @@ class Traffic:
         start, times = await self._one(model, prompt_tokens, 2)
         return times[0] - start
 
-    async def gaps_s(self, model: str, num_tokens: int) -> tuple[list[float], list[float]]:
-        """Times of the tokens of one stream, and the gaps that end at each but the first."""
-        _, times = await self._one(model, PROMPT_TOKENS, num_tokens)
-        return times, [later - earlier for earlier, later in pairwise(times)]
+    async def times_s(self, model: str, num_tokens: int) -> list[float]:
+        """When the tokens of one stream arrived."""
+        return (await self._one(model, PROMPT_TOKENS, num_tokens))[1]
 
     async def _all(
         self, models: Sequence[str], num: int, prompt_tokens: int, num_tokens: int

@@ -85,7 +85,7 @@ def check_exposure(settings: Settings) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Port, home and model first: each failure is one line before the engine's minute of start-up."""
+    """Port, home and model first: each failure is one line before the engine's start."""
     sock = bind(settings.host, settings.port)
     home = Home.resolve(settings.home).create()
     from tunedock_registry.models.resolve import resolve_model

@@ -1,4 +1,4 @@
-"""A second server on the same registry follows a promote within two seconds."""
+"""A second server on the same registry follows a promote within two seconds, and loads what it is told to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from openai import OpenAI
 from support.live_server import SMALL, Live
 from support.marker_traffic import Board, Rollouts, ask
+from tunedock import TuneDock
 
 from benchmarks.markers import QUESTIONS, Marker
 from examples.serving import ServerProcess
@@ -33,3 +34,8 @@ def test_a_second_server_answers_with_what_the_first_promoted_within_two_seconds
                 assert not said.code, said.message
             assert said.started - moved < CONVERGED_S
             assert said.text == board.golden[f"shared@{version}"]
+        rollouts.push("shared")
+        with TuneDock(second.base_url) as dock:
+            assert dock.adapters.version("shared@3").residency is None
+            assert dock.adapters.load("shared@3").residency is not None
+        assert ask(client, "shared@3", QUESTIONS[0]).text == board.golden["shared@3"]
