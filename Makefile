@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 # cpu | gpu: chosen by what the machine has; override with `make setup TARGET=cpu`.
 TARGET ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# Processes of pip: unpacking keeps one core busy each, and nothing is resolved.
+AT_ONCE := 3
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 export TUNEDOCK_HOME ?= $(CURDIR)/.home
@@ -28,7 +30,7 @@ $(VENV)/bin/python:
 $(VENV)/.ready-cpu: $(VENV)/bin/python requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml
 	@echo "setup: installing the locked CPU environment into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -qq --no-deps -r requirements/torch-cpu.txt 2>/dev/null || $(PIP) install -q --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.txt
-	@$(PIP) install -qq --no-deps -r requirements/cpu.txt
+	@sed '/^#/d' requirements/cpu.txt | xargs -n 32 -P $(AT_ONCE) $(PIP) install -qq --no-deps
 	@$(PIP) uninstall -qq -y torchvision torchaudio torchcodec 2>/dev/null || true
 	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@

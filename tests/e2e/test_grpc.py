@@ -61,7 +61,7 @@ def both(live: Live) -> Iterator[Pair]:
 def words(both: Pair, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A version that came to be over gRPC alone: upload, job, watch."""
     data = chat_file(tmp_path_factory.mktemp("words") / "rows.jsonl", ROWS)
-    job = both.grpc.tune(data, adapter="overgrpc", n_epochs=3, batch_size=4)
+    job = both.grpc.tune(data, adapter="overgrpc", n_epochs=2, batch_size=4)
     job.wait(progress=False, timeout_s=280)
     assert [metric.train_loss for metric in job.metrics()][-1] is not None
     return str(job.model)
@@ -189,7 +189,7 @@ def test_the_unmodified_openai_client_gets_the_same_result_over_rest(
 ) -> None:
     """The loop of `words` once more, by the other transport and somebody else's client: the same weights to the bit."""
     file = upload(live.openai, chat_file(tmp_path / "rows.jsonl", ROWS))
-    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 4}}}
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}}
     seed = both.grpc.jobs.list(limit=1)[0].info.seed
     job = live.openai.fine_tuning.jobs.create(
         model=BASE, training_file=file, suffix="overrest", seed=seed, method=method  # type: ignore[arg-type]
