@@ -6,8 +6,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 # cpu | gpu: chosen by what the machine has; override with `make setup TARGET=cpu`.
 TARGET ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-# Processes of pip: unpacking keeps one core busy each, and nothing is resolved.
-AT_ONCE := 3
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 export TUNEDOCK_HOME ?= $(CURDIR)/.home
@@ -26,11 +24,13 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("TuneDock needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11 or newer.") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-# The sources that pip is configured with come first, so that an unreachable index costs no minutes.
+# The sources that pip is configured with come first, so that an unreachable index costs no minutes. Torch beside all others, two
+# processes for those: nothing is resolved, and unpacking keeps one core busy each.
 $(VENV)/.ready-cpu: $(VENV)/bin/python requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml
 	@echo "setup: installing the locked CPU environment into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -qq --no-deps -r requirements/torch-cpu.txt 2>/dev/null || $(PIP) install -q --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.txt
-	@sed '/^#/d' requirements/cpu.txt | xargs -n 32 -P $(AT_ONCE) $(PIP) install -qq --no-deps
+	@{ $(PIP) install -qq --no-deps -r requirements/torch-cpu.txt 2>/dev/null || $(PIP) install -q --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.txt; } & torch=$$!; \
+		sed '/^#/d' requirements/cpu.txt | tr '\n' '\0' | xargs -0 -n 32 -P 2 $(PIP) install -qq --no-deps; \
+		others=$$?; wait $$torch && exit $$others
 	@$(PIP) uninstall -qq -y torchvision torchaudio torchcodec 2>/dev/null || true
 	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
