@@ -139,6 +139,11 @@ def memory(arms: dict[str, Arm]) -> Figure:
                   note=f"{mine / 2**20:.0f} / {theirs / 2**20:.0f} MiB")  # fmt: skip
 
 
+def start_up(arms: dict[str, Arm]) -> Figure:
+    mine, theirs = arms["ours"].server.start_s, arms["A"].server.start_s
+    return Figure("from the command to ready, ours / A", mine / theirs, "x", note=f"{mine:.0f} / {theirs:.0f} s")
+
+
 def naive_peft(adapters: Sequence[Adapter], num: int, my_speed: float, num_tokens: int, goal: float) -> Figure:
     """Against transformers + PEFT, prompts included on both sides. `num` adapters are in use, its speed is taken on some."""
     command = [sys.executable, "-m", "benchmarks.lora_peft", "--model", str(model_path()), "--tokens", str(num_tokens)]
@@ -162,7 +167,7 @@ async def take_turns(
             console.print(f"starting {name}")
             arms[name] = await start(stack, name, folder, adapters[: _known(name, effort)])
         samples = await measure(arms, effort)
-        figures = told([*speed_figures(samples), memory(arms)])
+        figures = told([*speed_figures(samples), memory(arms), start_up(arms)])
         figures += told([await same_answers(arms)])
         mine, theirs = arms["ours"], arms["A"]
         unseen = slice(ADAPTERS, seen)

@@ -54,6 +54,7 @@ class Ours:
 
     process: ServerProcess
     client: Client
+    start_s: float
 
     async def publish(self, name: str, folder: Path) -> str:
         """Uploads a PEFT folder and waits for the gate. Returns the reference. Raises RefusedError."""
@@ -105,10 +106,12 @@ async def ours(home: Path | None = None, **environment: str) -> AsyncIterator[Ou
             flags=["--model", str(model_path()), "--no-trainer"],
             environment={**ENVIRONMENT, **environment},
         )
+        began = time.monotonic()
         await asyncio.to_thread(process.start)
+        start_s = time.monotonic() - began
         try:
             async with client(process.base_url) as connected:
-                yield Ours(process, connected)
+                yield Ours(process, connected, start_s)
         finally:
             await asyncio.to_thread(process.stop)
 
@@ -119,6 +122,7 @@ class Stock:
 
     process: subprocess.Popen[bytes]
     client: Client
+    start_s: float
 
     async def load(self, name: str, folder: Path) -> None:
         await self.client.call("POST", "/load_lora_adapter", lora_name=name, lora_path=str(folder))
@@ -177,10 +181,12 @@ async def stock(flags: StockFlags = StockFlags()) -> AsyncIterator[Stock]:
     """Stock vLLM on the same model, slots and context."""
     starter = StockProcess(flags)
     with tempfile.TemporaryDirectory(prefix="stock-bench-", ignore_cleanup_errors=True) as folder:
+        began = time.monotonic()
         process = await asyncio.to_thread(starter.start, Path(folder) / "vllm.log")
+        start_s = time.monotonic() - began
         try:
             async with client(f"http://127.0.0.1:{starter.port}/v1") as connected:
-                yield Stock(process, connected)
+                yield Stock(process, connected, start_s)
         finally:
             process.terminate()
             await asyncio.to_thread(process.wait, 60)

@@ -32,6 +32,7 @@ from tunedock_trainer.process import Stop, work
 from tunedock_trainer.run import Limits
 
 NO_FUSS = {"num_samples": 0, "lora": {"dropout": 0.1}, "early_stopping": None}
+NUM_STEPS = 22
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def registry(home_root: Path) -> Iterator[Registry]:
 
 
 def queue(registry: Registry) -> JobRecord:
-    return queue_job(registry, chats(24), knobs=NO_FUSS, hyperparameters={"n_epochs": 4, "batch_size": 2})
+    return queue_job(registry, chats(24), knobs=NO_FUSS, hyperparameters={"n_epochs": 2, "batch_size": 2})
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def check_ended_once(registry: Registry, job: JobRecord, undisturbed: str) -> No
     assert done.status == "succeeded"
     assert [version.digest for version in numbered] == [undisturbed]
     told = steps_told(registry, job)
-    assert told == list(range(1, 45))
+    assert told == list(range(1, NUM_STEPS + 1))
     assert [e.message for e in events(registry, job)].count("The job has successfully completed") == 1
 
 
