@@ -206,7 +206,7 @@ def _model(model_id: str, created: int, owner: str) -> Json:
 
 
 def version(record: VersionRecord, residency: Residency | str) -> Json:
-    """`residency`: stored, staged, host, slot, pinned or failed."""
+    """`residency`: stored, host, slot, pinned or failed."""
     lineage = record.manifest.lineage.model_dump(mode="json")
     return {
         "id": record.ref,
