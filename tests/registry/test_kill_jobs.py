@@ -105,7 +105,7 @@ def test_a_killed_worker_leaves_the_queue_whole_on_postgres(home_root: Path, dat
     _kill_often(home_root, database_url, KILLS["postgres"])
 
 
-@pytest.mark.parametrize("kills", sized(campaign=80, slow=400))
+@pytest.mark.parametrize("kills", sized(campaign=40, slow=400))
 def test_a_worker_killed_very_often_leaves_the_queue_whole(home_root: Path, kills: int) -> None:
     _kill_often(home_root, None, kills)
 

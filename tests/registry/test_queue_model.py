@@ -44,6 +44,6 @@ def test_the_queue_behaves_as_its_model_in_any_order_of_calls(opened: Opened) ->
     run_state_machine_as_test(machine_on(opened), settings=QUICK)
 
 
-@pytest.mark.parametrize("examples", sized(campaign=40, slow=400))
+@pytest.mark.parametrize("examples", sized(campaign=20, slow=400))
 def test_the_queue_behaves_as_its_model_in_very_many_orders(opened: Opened, examples: int) -> None:
     run_state_machine_as_test(machine_on(opened), settings=settings(LONG, max_examples=examples))

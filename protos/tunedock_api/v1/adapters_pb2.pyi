@@ -130,7 +130,7 @@ class Version(google.protobuf.message.Message):
     rank: builtins.int
     size_bytes: builtins.int
     residency: builtins.str
-    """In the server that answers: stored, staged, host, slot, pinned or failed."""
+    """In the server that answers: stored, host, slot, pinned or failed."""
     pinned: builtins.bool
     origin: builtins.str
     """trained, imported, merged, converted or checkpoint."""

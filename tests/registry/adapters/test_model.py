@@ -54,7 +54,7 @@ def test_adapters_behave_as_their_model_in_any_order_of_calls(
     run_state_machine_as_test(machine_on(opened, sources), settings=settings(QUICK, max_examples=examples))
 
 
-@pytest.mark.parametrize("examples", sized(campaign=30, slow=300))
+@pytest.mark.parametrize("examples", sized(campaign=15, slow=300))
 def test_adapters_behave_as_their_model_in_very_many_orders(
     opened: Opened, sources: list[PreparedAdapter], examples: int
 ) -> None:
