@@ -24,6 +24,7 @@ def test_a_second_server_answers_with_what_the_first_promoted_within_two_seconds
     rollouts = Rollouts(live, board, markers, ["shared"])
     rollouts.begin()
     rollouts.push("shared")
+    rollouts.push("shared")  # version 3 is proven here, and nobody asks for it there
     second = ServerProcess(live.server.home, environment={**SMALL, "TUNEDOCK_TRAINER": "false"})
     with second, OpenAI(base_url=second.base_url, api_key="any") as client:
         assert ask(client, "shared", QUESTIONS[0]).model == "shared@1"
@@ -34,7 +35,6 @@ def test_a_second_server_answers_with_what_the_first_promoted_within_two_seconds
                 assert not said.code, said.message
             assert said.started - moved < CONVERGED_S
             assert said.text == board.golden[f"shared@{version}"]
-        rollouts.push("shared")
         with TuneDock(second.base_url) as dock:
             assert dock.adapters.version("shared@3").residency == "stored"
             assert dock.adapters.load("shared@3").residency in ("host", "slot")
