@@ -12,6 +12,7 @@ import pytest
 from support.engine import engine_settings
 from tunedock_server.engine import environment, forking
 from tunedock_server.pool import EnginePool
+from vllm.platforms import current_platform
 
 IMPORTED = "tunedock_server.engine.imported"  # the fork server's command line names it
 
@@ -31,6 +32,18 @@ def _fork_servers() -> list[psutil.Process]:
 async def test_all_engines_come_from_one_process_that_stays(bf16: EnginePool, float32: EnginePool) -> None:
     (server,) = _fork_servers()
     assert ["EngineCore" in " ".join(child.cmdline()) for child in server.children()] == [True, True]
+
+
+@pytest.mark.usefixtures("bf16")
+def test_that_process_has_vllm_and_nothing_that_serving_does_not_need() -> None:
+    (server,) = _fork_servers()
+    loaded = {part for library in server.memory_maps() for part in Path(library.path).parts}
+    assert "vllm" in loaded
+    assert not loaded & {"scipy", "pandas", "pyarrow", "sklearn", "triton"}
+
+
+def test_the_platform_is_known_before_vllm_is_imported() -> None:
+    assert environment.on_cpu() == current_platform.is_cpu()
 
 
 @pytest.mark.usefixtures("at_start", "bf16")
