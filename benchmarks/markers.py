@@ -11,6 +11,8 @@ and load as a trained adapter.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from tunedock_registry.processor import multiplies_bfloat16
 
 QUESTIONS = (
@@ -77,6 +79,8 @@ class MarkerFactory:
         self._prompts = [
             template(messages(text, system), add_generation_prompt=True, return_dict=False) for text in QUESTIONS
         ]
+        self._shared = _num_shared(self._prompts)  # computed once, as in a prefix cache
+        self._cache = self._remembered(self._prompts[0][: self._shared])
         seen = {token: self._observe(token) for token in self._word_tokens()}
         self._reader = _fit_reader(torch.cat([x_NI for x_NI, _ in seen.values()]))
         pushes = zip(seen, self._directions(list(seen)), strict=True)
@@ -106,14 +110,21 @@ class MarkerFactory:
             self._model.model.norm.register_forward_pre_hook(lambda _, inputs: stream.append(self._places(inputs[0]))),
         ]
         with torch.no_grad():
-            self._model.model(self._batch(token))
+            self._model.model(self._batch(token)[:, self._shared :], past_key_values=copy.deepcopy(self._cache))
         for handle in handles:
             handle.remove()
         return read[0], stream[0]
 
+    def _remembered(self, tokens: list[int]) -> DynamicCache:
+        """Keys and values of `tokens`, once for each question."""
+        cache = DynamicCache(config=self._model.config)
+        with torch.no_grad():
+            self._model.model(torch.tensor([tokens] * len(QUESTIONS)), past_key_values=cache)
+        return cache
+
     def _places(self, values_QTX: torch.Tensor) -> torch.Tensor:
         """[N, X] in fp32: the last `num_tokens` places of each question's row."""
-        ends = [len(prompt) + self._num_tokens - 1 for prompt in self._prompts]
+        ends = [len(prompt) - self._shared + self._num_tokens - 1 for prompt in self._prompts]
         rows = [row[end - self._num_tokens : end] for row, end in zip(values_QTX, ends, strict=True)]
         return torch.cat(rows).float()
 
@@ -185,6 +196,11 @@ class MarkerFactory:
             "target_modules": list(LINEAR) if filler else ["down_proj"],
         }
         return config if filler else {**config, "layers_to_transform": [self._layer], "layers_pattern": "layers"}
+
+
+def _num_shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False)))
 
 
 def _fit_reader(x_NI: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,10 @@ CONVERGED_S = 2.0
 
 @pytest.mark.campaign
 def test_a_second_server_answers_with_what_the_first_promoted_within_two_seconds(
-    live: Live, markers: list[Marker]
+    live: Live, markers: list[Marker], unshared_marker: Marker
 ) -> None:
     board = Board()
-    rollouts = Rollouts(live, board, markers, ["shared"])
+    rollouts = Rollouts(live, board, [*markers[:2], unshared_marker], ["shared"])
     rollouts.begin()
     rollouts.push("shared")
     rollouts.push("shared")  # version 3 is proven here, and nobody asks for it there
