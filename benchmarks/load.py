@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 1200.0  # stock takes minutes for 32 answers where bfloat16 is slow
 
 
 @dataclass(frozen=True)
