@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
 WORK_THREADS = 16  # for the registry and the disk; a check of an upload holds one for its whole time
 CLOSE_S = 5.0  # for connections that are still open after the drain
+# httpx, and so OpenAI's client, keeps an idle connection for 5 s, load balancers for 60. Whoever closes first must be the side
+# that knows: a request sent into a connection that the server is just closing is lost. uvicorn's own 5 s lose that race.
+KEEP_ALIVE_S = 75
 
 
 class HttpServer(uvicorn.Server):
@@ -49,6 +52,7 @@ def http_server(app: ASGIApp) -> HttpServer:
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(CLOSE_S),
             backlog=2048,
         )

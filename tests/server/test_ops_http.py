@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -10,6 +11,8 @@ import pytest
 import pytest_asyncio
 from support.running import Running, running
 from tunedock_registry.records import JobSpec
+
+CLIENT_KEEPS_S = 5.0  # httpx's keepalive_expiry
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -38,6 +41,19 @@ async def test_the_documentation_lists_every_route_that_is_meant_for_people(serv
     paths = (await server.raw.get("/openapi.json")).json()["paths"]
     assert {"/v1/chat/completions", "/v1/adapters/{name}/aliases/{alias}", "/v1/capacity", "/readyz"} <= set(paths)
     assert (await server.raw.get("/docs")).status_code == 200
+
+
+async def test_a_connection_that_rests_for_longer_than_openais_client_keeps_one_is_not_closed(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for rest_s in (0.0, 1.2 * CLIENT_KEEPS_S):
+        await asyncio.sleep(rest_s)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b" 200 OK" in head
+        (size,) = re.findall(rb"content-length: (\d+)", head)
+        await reader.readexactly(int(size))
+    writer.close()
 
 
 @pytest.mark.parametrize(
