@@ -141,7 +141,7 @@ def test_merge_and_convert_publish_versions_with_lineage_and_probe(
         publish_ready(registry, name, written(tmp_path / name, seed), base_facts(model, "tiny", 64))
     cli.merge(["left@1", "right@1"], into="blend", method="cat", model=str(model), home=home.root, as_json=True)
     merged = json.loads(capsys.readouterr().out)
-    found = registry.adapters.version("default", "blend", 1)
+    found = registry.adapters.by_id(registry.adapters.version("default", "blend", 1).id)
     assert (merged["ref"], found.origin, found.rank) == ("blend@1", "merged", 8)
     assert found.manifest.lineage.parents == ("left@1", "right@1")
     assert found.manifest.probe is not None

@@ -39,7 +39,7 @@ from .versions import WAITING
 
 
 class Reading:
-    """Lists leave `manifest.probe` out; `by_id`, `version`, `by_tag` and `pending` fill it in."""
+    """`by_id`, `pending` and `in_state` fill in `manifest.probe`; all else leaves it out."""
 
     def __init__(self, db: Database, folders: Folders, clock: Clock) -> None:
         self._db = db
@@ -69,18 +69,18 @@ class Reading:
             if after is not None:
                 query = query.where(VersionRow.seq < after)
             rows = session.scalars(query.order_by(VersionRow.seq.desc()).limit(limit + 1)).all()
-            items = [version_record(row, adapter, load_manifest(row, probe=False)) for row in rows[:limit]]
+            items = [_brief(row, adapter) for row in rows[:limit]]
             return Page(items, len(rows) > limit)
 
     def version(self, project: str, name: str, number: int) -> VersionRecord:
         """Raises NotFound (`model_not_found`)."""
         with self._db.read() as session:
-            return _full(*find_numbered(session, project, name, number))
+            return _brief(*find_numbered(session, project, name, number))
 
     def by_tag(self, project: str, name: str, tag: str) -> VersionRecord:
         """A checkpoint, by the part of its reference after '@'. Raises NotFound (`model_not_found`)."""
         with self._db.read() as session:
-            return _full(*find_tagged(session, project, name, tag))
+            return _brief(*find_tagged(session, project, name, tag))
 
     def by_id(self, version_id: int) -> VersionRecord:
         """Raises NotFound."""
@@ -182,6 +182,10 @@ def _manifest(raw: bytes, report: Mapping[str, Any]) -> bytes:
 
 
 _MEASURED = {CARD_FILE: _card, MANIFEST_FILE: _manifest}
+
+
+def _brief(row: VersionRow, adapter: AdapterRow) -> VersionRecord:
+    return version_record(row, adapter, load_manifest(row, probe=False))
 
 
 def _full(row: VersionRow, adapter: AdapterRow) -> VersionRecord:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 from tunedock_api.errors import NotFound, model_not_found
 from tunedock_api.manifest import Manifest, Probe
@@ -91,6 +91,14 @@ def versions_query() -> Select[VersionRow, AdapterRow]:
     return select(VersionRow, AdapterRow).join(AdapterRow, AdapterRow.seq == VersionRow.adapter_seq)
 
 
+# Made once: they are asked for beside running streams, and making one takes as long as running it.
+_NAMED = AdapterRow.project == bindparam("project"), AdapterRow.name == bindparam("name")
+_ADAPTER = select(AdapterRow).where(*_NAMED)
+_BY_ID = versions_query().where(VersionRow.seq == bindparam("seq"))
+_NUMBERED = versions_query().where(*_NAMED, AdapterRow.deleted_at.is_(None), VersionRow.number == bindparam("number"))
+_TAGGED = versions_query().where(*_NAMED, AdapterRow.deleted_at.is_(None), VersionRow.tag == bindparam("tag"))
+
+
 def find_adapter(session: Session, project: str, name: str) -> AdapterRow:
     """Raises NotFound, also for a deleted adapter."""
     row = any_adapter(session, project, name)
@@ -100,33 +108,33 @@ def find_adapter(session: Session, project: str, name: str) -> AdapterRow:
 
 
 def any_adapter(session: Session, project: str, name: str) -> AdapterRow | None:
-    return session.scalar(select(AdapterRow).where(AdapterRow.project == project, AdapterRow.name == name))
+    return session.scalar(_ADAPTER, {"project": project, "name": name})
 
 
 def find_version(session: Session, version_id: int) -> tuple[VersionRow, AdapterRow]:
     """Raises NotFound."""
-    row = session.execute(versions_query().where(VersionRow.seq == version_id)).one_or_none()
+    row = session.execute(_BY_ID, {"seq": version_id}).one_or_none()
     if row is None:
         raise NotFound(f"No version with id {version_id}.", param="version")
     return row.tuple()
 
 
 def find_numbered(session: Session, project: str, name: str, number: int) -> tuple[VersionRow, AdapterRow]:
-    """Raises NotFound (`model_not_found`)."""
-    adapter = find_adapter(session, project, name)
-    row = session.scalar(select(VersionRow).where(VersionRow.adapter_seq == adapter.seq, VersionRow.number == number))
+    """Raises NotFound (`model_not_found` when the adapter is there)."""
+    row = session.execute(_NUMBERED, {"project": project, "name": name, "number": number}).one_or_none()
     if row is None:
+        find_adapter(session, project, name)
         raise model_not_found(version_ref(name, number))
-    return row, adapter
+    return row.tuple()
 
 
 def find_tagged(session: Session, project: str, name: str, tag: str) -> tuple[VersionRow, AdapterRow]:
-    """Raises NotFound (`model_not_found`)."""
-    adapter = find_adapter(session, project, name)
-    row = session.scalar(select(VersionRow).where(VersionRow.adapter_seq == adapter.seq, VersionRow.tag == tag))
+    """Raises NotFound (`model_not_found` when the adapter is there)."""
+    row = session.execute(_TAGGED, {"project": project, "name": name, "tag": tag}).one_or_none()
     if row is None:
+        find_adapter(session, project, name)
         raise model_not_found(f"{name}@{tag}")
-    return row, adapter
+    return row.tuple()
 
 
 def find_alias(session: Session, adapter: AdapterRow, alias: str) -> AliasRow | None:
