@@ -5,7 +5,7 @@
 Arms: `ours`; A stock with defaults, B stock tuned by its own flags, D transformers + PEFT, E stock without LoRA (C, the
 engine in process, is an arm of the `gateway` benchmark). Servers that take turns all run; those not being measured are
 stopped by signal. Needs the default model, two idle cores, 20 GB of memory and 4 GB of disk; about 12 minutes, 2 with
-`--quick`, which leaves out B, D, E and the rows about many adapters.
+`--quick` (several times that where stock multiplies bfloat16 slowly), which leaves out B, D, E and the rows about many adapters.
 """
 
 from __future__ import annotations

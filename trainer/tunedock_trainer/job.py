@@ -7,9 +7,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tunedock_api.errors import BadInput, NotFound, model_not_found
+from tunedock_api.errors import BadInput, NotFound
 from tunedock_api.manifest import WEIGHTS_FILE, canonical_json
-from tunedock_api.names import ModelRef, parse_ref
+from tunedock_api.names import parse_ref
 from tunedock_registry.data.hyperparameters import DataFacts, resolve
 from tunedock_registry.data.knobs import Knobs, Method, parse_knobs, parse_method
 from tunedock_registry.data.render import Renderer
@@ -101,26 +101,20 @@ def find_parent(registry: Registry, base: Base, job: JobRecord, knobs: Knobs) ->
 
 
 def _lookup(registry: Registry, project: str, named: str) -> VersionRecord:
-    """With its probe."""
     ref = parse_ref(named)
     if ref is None:
         raise _not_available(named)
     try:
-        return registry.adapters.by_id(_version_id(registry, project, ref))
+        if ref.version is not None:
+            return registry.adapters.version(project, ref.name, ref.version)
+        if ref.checkpoint is not None:
+            return registry.adapters.by_tag(project, ref.name, ref.checkpoint)
     except NotFound as error:
         raise _not_available(named) from error
-
-
-def _version_id(registry: Registry, project: str, ref: ModelRef) -> int:
-    """Raises NotFound."""
-    if ref.version is not None:
-        return registry.adapters.version(project, ref.name, ref.version).id
-    if ref.checkpoint is not None:
-        return registry.adapters.by_tag(project, ref.name, ref.checkpoint).id
     version = registry.adapters.snapshot().resolve(project, ref)
     if version is None:
-        raise model_not_found(ref.name)
-    return version.id
+        raise _not_available(named)
+    return registry.adapters.by_id(version.id)
 
 
 def _not_available(model: str) -> BadInput:

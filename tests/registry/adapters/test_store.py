@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from support.adapters import facts, imported_parts, make_prepared, prepare_folder, write_lora
 from support.shelf import Shelf
 from tunedock_api.errors import BadInput, Conflict, NotFound, Rejected, Unavailable
@@ -46,6 +47,15 @@ def _means(snapshot: Snapshot, ref: str, version: VersionRecord) -> bool:
     found = _resolve(snapshot, ref)
     shared = [field.name for field in fields(ReadyVersion)]
     return found is not None and all(getattr(found, name) == getattr(version, name) for name in [*shared, "ref"])
+
+
+def test_a_version_is_read_by_one_query(shelf: Shelf) -> None:
+    """Streams pay for every further one."""
+    shelf.publish()
+    queries: list[str] = []
+    event.listen(shelf.registry.db.engines.reader, "before_cursor_execute", lambda *said: queries.append(said[2]))
+    shelf.registry.adapters.version("default", "support", 1)
+    assert sum(query.startswith("SELECT") for query in queries) == 1
 
 
 def test_a_published_version_is_a_peft_folder_named_by_its_digest(shelf: Shelf) -> None:
